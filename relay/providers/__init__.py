@@ -1,0 +1,8 @@
+"""The table of providers: adding one is its file, its frames file under tests, and one line here."""
+
+from collections.abc import Mapping
+
+from relay.providers.base import ProviderSpec
+
+PROVIDERS: Mapping[str, ProviderSpec] = {spec.name: spec for spec in ()}
+"""Name of the type to its spec, in the order in which documentation lists them."""

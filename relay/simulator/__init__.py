@@ -1,0 +1,8 @@
+"""The providers' own sides of the wire, on loopback: for the demo, for tests, for chaos."""
+
+from collections.abc import Mapping
+
+from relay.simulator.base import SideSpec
+
+SIDES: Mapping[str, SideSpec] = {}
+"""Provider type to its side."""

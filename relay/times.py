@@ -1,0 +1,114 @@
+"""Wire times to integer ns since 1970 UTC, without loss: all fraction digits up to nine survive.
+
+ISO text has a date and time of 19 characters whose value repeats for a whole second: it is cached. Times before 1970
+stand for "no time" at the providers (`0001-01-01T00:00:00Z`) and give None.
+"""
+
+import re
+from datetime import UTC, datetime
+from typing import Any
+
+_CACHE_MAX = 4096  # distinct seconds kept; a feed needs a handful, a replay of old data refills it cheaply
+_seconds: dict[str, int] = {}
+_REST = re.compile(r"(?:[.,]([0-9]{1,30}))?\s*(Z|z|UTC|[+-][0-9]{2}:?[0-9]{2}|[+-][0-9]{2})?")
+_SCALE = [10 ** (9 - digits) for digits in range(10)]
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def _second(text: str) -> int:
+    """Ns of `YYYY-MM-DDTHH:MM:SS` (or a blank for the T), taken as UTC; cached."""
+    ns = _seconds.get(text)
+    if ns is None:
+        if len(text) != 19 or text[10] not in "Tt ":
+            raise ValueError(f"not an ISO 8601 time: {text[:40]!r}")
+        moment = datetime.fromisoformat(text.upper()).replace(tzinfo=UTC)
+        delta = moment - _EPOCH
+        ns = (delta.days * 86_400 + delta.seconds) * 1_000_000_000
+        if len(_seconds) >= _CACHE_MAX:
+            _seconds.clear()
+        _seconds[text] = ns
+    return ns
+
+
+def iso_ns(text: str) -> int | None:
+    """Give ns of an ISO 8601 text: `Z`, an offset or no zone (UTC); any count of fraction digits (cut after nine).
+
+    None for a time before 1970 (the providers' "no time"). Raises: ValueError where it is no such text.
+    """
+    base = _seconds.get(text[:19])
+    if base is None:
+        base = _second(text[:19])
+    digits = text[20:-1]
+    if digits.isdecimal() and len(digits) < 10 and text[19] == "." and text[-1] == "Z" and text.isascii():
+        ns = base + int(digits) * _SCALE[len(digits)]
+    else:
+        ns = base + _tail_ns(text[19:])
+    return ns if ns >= 0 else None
+
+
+def _tail_ns(rest: str) -> int:
+    """Ns of what stands behind the seconds: any fraction, any zone."""
+    match = _REST.fullmatch(rest)
+    if not match:
+        raise ValueError(f"not an ISO 8601 time: it ends with {rest[:40]!r}")
+    fraction, zone = match.groups()
+    ns = int(fraction[:9].ljust(9, "0")) if fraction else 0
+    if zone and zone[0] in "+-":
+        minutes = int(zone[1:3]) * 60 + int(zone[3:].lstrip(":") or 0)
+        ns -= (minutes if zone[0] == "+" else -minutes) * 60_000_000_000
+    return ns
+
+
+def epoch_ns(value: int) -> int:
+    """Give ns of an epoch number whose unit is told by its size: below 1e11 seconds, 1e14 ms, 1e17 us, else ns."""
+    if value < 100_000_000_000:
+        return value * 1_000_000_000
+    if value < 100_000_000_000_000:
+        return value * 1_000_000
+    if value < 100_000_000_000_000_000:
+        return value * 1_000
+    return value
+
+
+def decimal_seconds_ns(text: str) -> int:
+    """Give ns of epoch seconds written as plain decimal text (`1618677817.020616`). Raises: ValueError."""
+    whole, _, fraction = text.partition(".")
+    return int(whole) * 1_000_000_000 + int(fraction[:9].ljust(9, "0") or 0)
+
+
+def any_ns(value: Any) -> int | None:
+    """Give ns of ISO text, an epoch number or a text of digits; None where it is none of them or before 1970."""
+    try:
+        if isinstance(value, bool):
+            return None
+        if isinstance(value, int):
+            return epoch_ns(value) if 0 <= value < 1 << 63 else None
+        if isinstance(value, str):
+            text = value.strip()
+            if text.isascii() and text.isdecimal():
+                return epoch_ns(int(text)) if len(text) <= 19 else None
+            return iso_ns(text)
+    except ValueError:
+        pass
+    return None
+
+
+def interval_ns(interval: str) -> int:
+    """Give the length of `1s`, `5m`, `1h`, `1d`, `1w` in ns. Raises: ValueError where the length is not fixed."""
+    unit = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}.get(interval[-1:])
+    if unit is None or not interval[:-1].isdecimal() or not interval.isascii():
+        raise ValueError(f"not an interval such as 1s, 5m, 1h, 1d: {interval[:20]!r}")
+    return int(interval[:-1]) * unit * 1_000_000_000
+
+
+def iso(ns: int) -> str:
+    """Write ns as ISO 8601 UTC with as many digits as it needs (none, 3, 6 or 9)."""
+    seconds, fraction = divmod(ns, 1_000_000_000)
+    head = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    if not fraction:
+        return head + "Z"
+    digits = f"{fraction:09d}"
+    for cut in (3, 6):
+        if not digits[cut:].strip("0"):
+            return f"{head}.{digits[:cut]}Z"
+    return f"{head}.{digits}Z"
