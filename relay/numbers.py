@@ -31,7 +31,7 @@ def number(value: Any) -> str:
             and value
             and (not rest or (rest == "." and value[0] != "." and value[-1] != "."))
         ):
-            return value  # type: ignore[no-any-return]
+            return value
         return _slow(value)
     if value.__class__ is int:
         if -_INT_MAX < value < _INT_MAX:

@@ -4,5 +4,7 @@ from collections.abc import Mapping
 
 from relay.providers.base import ProviderSpec
 
-PROVIDERS: Mapping[str, ProviderSpec] = {spec.name: spec for spec in ()}
+_SPECS: tuple[ProviderSpec, ...] = ()
+
+PROVIDERS: Mapping[str, ProviderSpec] = {spec.name: spec for spec in _SPECS}
 """Name of the type to its spec, in the order in which documentation lists them."""

@@ -192,9 +192,11 @@ class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 def subscriptions(options: Options, account: Sequence[model.Channel] = ()) -> list[Subscription]:
     """List what an options struct subscribes to, in configured order; `account` adds account channels."""
     out: list[Subscription] = []
-    for channel in ("quotes", "trades", "rates", "greeks", "instruments"):
+    listed: tuple[model.Channel, ...] = ("quotes", "trades", "rates", "greeks", "instruments")
+    for channel in listed:
         out += [Subscription(channel, raw) for raw in getattr(options, channel)]
-    for channel in ("bars", "books"):
+    mapped: tuple[model.Channel, ...] = ("bars", "books")
+    for channel in mapped:
         for param, raws in getattr(options, channel).items():
             out += [Subscription(channel, raw, param) for raw in raws]
     out += [Subscription(channel, "") for channel in account]
