@@ -1,0 +1,476 @@
+"""From a provider's outputs to numbered, encoded entries: subscription check, identity, gaps, topic, number, encode.
+
+The same code serves the live relay, `relay normalize` and a replay, so that the same records give the same bytes.
+Pure: the time is handed in. `take` is the hot path: no logging, no formatting but the entry's id.
+
+A route is what one provider says of one thing (its raw symbol, in one channel, at one interval): the unit of identity,
+gap and staleness. Several routes may share a topic only where the config says `merge: true`.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+from relay import codec, model
+from relay.model import ACCOUNT_CHANNELS, CHANNEL_OF, Header, Status
+from relay.providers.base import Output, ProviderSpec, Seen, Shared, Subscription
+from relay.topics import Topics
+
+NO_IDENTITY, CONTIGUOUS, RISING, SPECIAL = 0, 1, 2, 3
+"""How a route checks numbers; SPECIAL: something must be said before the next message (gap, fresh)."""
+
+REPEAT_WINDOW = 10_000
+"""A number this much below the last one is late or repeated; further below, the provider started its count anew."""
+
+_CLASS_OF: dict[str, type[Header]] = {
+    "quotes": model.Quote,
+    "trades": model.Trade,
+    "bars": model.Bar,
+    "books": model.BookSnapshot,
+    "rates": model.Rate,
+    "greeks": model.Greeks,
+    "instruments": model.Instrument,
+    "orders": model.Order,
+    "positions": model.Position,
+    "balances": model.Balance,
+    "account": model.Account,
+}
+_BANDED = frozenset({"gap", "stale", "fresh"})
+"""Statuses that go in band to the topics they concern, with a copy on the status topic."""
+
+
+class TopicLike(Protocol):
+    """What the intake needs of an outbox topic."""
+
+    name: str
+    seq: int
+    full: bool
+    last_id: str | None
+
+
+class OutboxLike(Protocol):
+    """Where numbered entries go."""
+
+    def topic(self, name: str, kind: str, provider: str) -> "TopicLike": ...
+    def add(self, topic: "TopicLike", entry_id: str, body: bytes) -> None: ...
+
+
+class Counts:
+    """Plain counters of one provider; the conservation law is stated over them."""
+
+    __slots__ = ("conflated", "gaps", "made", "missing", "outside", "overflow", "published", "rejects", "repeats")
+
+    def __init__(self) -> None:
+        self.made = self.published = self.repeats = self.outside = self.conflated = self.overflow = 0
+        self.rejects = self.gaps = self.missing = 0
+
+
+class Route:
+    """What is known of one (channel, raw symbol, interval) of a provider."""
+
+    __slots__ = (
+        "broken_ns", "channel", "connection", "last_ns", "lost", "lost_from", "mode", "next", "overflowing", "param",
+        "plain_mode", "raw_symbol", "scope", "stale", "stale_ns", "symbol", "topic", "venue",
+    )  # fmt: skip
+
+    def __init__(self, channel: str, topic: TopicLike, mode: int, scope: str) -> None:
+        self.channel, self.topic = channel, topic
+        self.mode = self.plain_mode = mode
+        self.scope = scope
+        self.next = -1  # the number expected next; -1: none seen yet
+        self.connection = ""
+        self.raw_symbol: str | None = None
+        self.symbol: str | None = None
+        self.venue: str | None = None
+        self.param = ""
+        self.last_ns = 0
+        self.broken_ns: int | None = None  # last good message before a break that is still to be said
+        self.lost: str | None = None  # reason of that break
+        self.lost_from: int | None = None
+        self.stale = False
+        self.stale_ns = 0  # 0: never stale
+        self.overflowing = 0  # messages refused because the topic has no room
+
+
+class Source:
+    """One configured provider as the intake sees it."""
+
+    def __init__(
+        self,
+        name: str,
+        spec: ProviderSpec,
+        shared: Shared,
+        subscriptions: Iterable[Subscription] | None,
+        *,
+        origin: model.Origin | None = None,
+    ) -> None:
+        """`subscriptions` None: everything counts as subscribed (`relay normalize`)."""
+        self.name, self.spec, self.shared, self.origin = name, spec, shared, origin
+        self.subscriptions: dict[str, list[Subscription]] | None = None
+        if subscriptions is not None:
+            self.subscriptions = {}
+            for sub in subscriptions:
+                self.subscriptions.setdefault(sub.channel, []).append(sub)
+        self.routes: dict[object, Route | None] = {}
+        self.topics: set[str] = set()
+        self.counts = Counts()
+        self.closed_markets: set[str] = set()
+        self.told_full = False
+
+    def wants(self, channel: str, raw: str, param: str) -> bool:
+        """Tell whether something subscribed to takes this."""
+        if self.subscriptions is None or channel in ACCOUNT_CHANNELS:
+            return True
+        return any(self.shared.wants(sub, raw, param) for sub in self.subscriptions.get(channel, ()))
+
+    def resubscribed(self, subscriptions: Iterable[Subscription]) -> None:
+        """Take a new list of subscriptions; what was outside may be inside now."""
+        self.subscriptions = {}
+        for sub in subscriptions:
+            self.subscriptions.setdefault(sub.channel, []).append(sub)
+        for key, route in list(self.routes.items()):
+            if route is None or not self.wants(route.channel, route.raw_symbol or "", route.param):
+                del self.routes[key]
+
+
+class Intake:
+    """All sources of one relay, one numbering."""
+
+    def __init__(self, topics: Topics, outbox: OutboxLike, run: int, *, merge: bool = False) -> None:
+        self.names, self.outbox, self.run, self.merge = topics, outbox, run, merge
+        self.sources: list[Source] = []
+        self.owners: dict[str, tuple[str, str]] = {}  # topic -> the source (provider, venue) that feeds it
+        self._status = outbox.topic(topics.status, "status", "")
+        self._add = outbox.add
+
+    def source(
+        self,
+        name: str,
+        spec: ProviderSpec,
+        shared: Shared,
+        subscriptions: Iterable[Subscription] | None,
+        *,
+        origin: model.Origin | None = None,
+    ) -> Source:
+        """Add one configured provider."""
+        source = Source(name, spec, shared, subscriptions, origin=origin)
+        self.sources.append(source)
+        return source
+
+    # -- the hot path --------------------------------------------------------------------------------------------
+
+    def take(self, source: Source, connection: str, outputs: Sequence[Any], now_ns: int) -> None:
+        """Number and hand on what one call of a provider gave (each an Output); `now_ns` is the time of receipt."""
+        routes, counts, run, name, origin = source.routes, source.counts, self.run, source.name, source.origin
+        add, encode = self._add, codec.encode
+        for message in outputs:
+            cls = message.__class__
+            key = (cls, message.raw_symbol) if cls is not model.Bar else (cls, message.raw_symbol, message.interval)
+            route = routes.get(key)
+            if route is None:
+                route = self._route(source, connection, message, key, now_ns)
+                if route is None:
+                    continue
+            counts.made += 1
+            mode = route.mode
+            if mode and not self._passes(source, route, message, mode, now_ns):
+                continue
+            topic = route.topic
+            if topic.full:
+                self._overflow(source, route, now_ns)
+                continue
+            route.last_ns = now_ns
+            seq = topic.seq + 1
+            topic.seq = seq
+            message.provider = name
+            message.ts_recv = now_ns
+            message.run = run
+            message.seq = seq
+            if origin is not None:
+                message.origin = origin
+            counts.published += 1
+            add(topic, f"{now_ns // 1_000_000}-{seq}", encode(message))
+
+    def _passes(self, source: Source, route: Route, message: Header, mode: int, now_ns: int) -> bool:
+        """Check identity and say what must be said before this message; False: it is a repeat."""
+        number = message.src_seq
+        if mode == CONTIGUOUS:
+            if number == route.next:
+                route.next = number + 1
+                return True
+        elif mode == RISING:
+            if number is not None and number >= route.next:
+                route.next = number + 1
+                return True
+        return self._check(source, route, number, now_ns)
+
+    def _check(self, source: Source, route: Route, number: int | None, now_ns: int) -> bool:
+        mode, expected = route.plain_mode, route.next
+        reason = route.lost
+        gap: Status | None = None
+        if mode and number is not None:
+            if expected >= 0 and number < expected:
+                if expected - number <= REPEAT_WINDOW:
+                    source.counts.repeats += 1
+                    return False
+                gap = Status(event="gap", reason="sequence_reset")
+            elif mode == CONTIGUOUS and expected >= 0 and number > expected:
+                gap = Status(
+                    event="gap",
+                    reason="sequence_jump" if reason is None else _reason(reason),
+                    first_missing=expected,
+                    last_missing=number - 1,
+                    missing=number - expected,
+                )
+            route.next = number + 1
+        if reason is not None:
+            proven = mode == CONTIGUOUS and number is not None and number == expected
+            if gap is None and not proven:
+                gap = Status(event="gap", reason=_reason(reason))
+        if gap is not None:
+            gap.from_ns = (route.broken_ns if reason is not None else route.last_ns) or None
+            gap.to_ns = now_ns
+            self._in_band(source, route, gap, now_ns)
+        route.lost = route.broken_ns = None
+        if route.overflowing:
+            self._in_band(
+                source, route, Status(event="gap", reason="overflow", missing=route.overflowing, to_ns=now_ns), now_ns
+            )
+            route.overflowing = 0
+        if route.stale:
+            route.stale = False
+            self._in_band(source, route, Status(event="fresh"), now_ns)
+        route.mode = mode
+        return True
+
+    # -- what is rare --------------------------------------------------------------------------------------------
+
+    def _route(self, source: Source, connection: str, message: Output, key: object, now_ns: int) -> Route | None:
+        """Find or make the route of a message that has none under its key; None: it was dealt with, or is dropped."""
+        if isinstance(message, Seen):
+            self._seen(source, connection, message, now_ns)
+            return None
+        if isinstance(message, Status):
+            self.status(source, message, now_ns, connection=connection)
+            return None
+        if isinstance(message, model.Reject):
+            self._reject(source, message, now_ns)
+            return None
+        channel = CHANNEL_OF[type(message)]
+        raw = message.raw_symbol or ""
+        account = getattr(message, "account", None)
+        param = message.interval if isinstance(message, model.Bar) else ""
+        if key in source.routes or (not account and not source.wants(channel, raw, param)):
+            if len(source.routes) < 2 * source.shared.options.topics_max:
+                source.routes[key] = None  # remembered: the next one is dropped without asking again
+            source.counts.made += 1
+            source.counts.outside += 1
+            return None
+        shared_key = (_CLASS_OF[channel], account or raw, param)
+        route = source.routes.get(shared_key)
+        if route is None:
+            route = self._make(source, connection, channel, message, param, account, now_ns)
+            if route is None:
+                source.counts.made += 1
+                source.counts.outside += 1
+                return None
+            source.routes[shared_key] = route
+        source.routes[key] = route
+        return route
+
+    def _make(
+        self,
+        source: Source,
+        connection: str,
+        channel: model.Channel,
+        message: Header,
+        param: str,
+        account: str | None,
+        now_ns: int,
+    ) -> Route | None:
+        venue = message.venue if source.spec.source == "venue" else None
+        name = self.names.name(
+            channel,
+            provider=source.name,
+            venue=venue,
+            symbol=message.symbol,
+            interval=param or None,
+            account=account,
+        )
+        if name not in source.topics and len(source.topics) >= source.shared.options.topics_max:
+            if not source.told_full:
+                source.told_full = True
+                text = f"topics_max of {source.shared.options.topics_max} reached; further symbols are dropped"
+                self.status(source, Status(event="refused", channel=channel, text=text), now_ns)
+            return None
+        owner = (source.name, venue or "")
+        if not self.merge and self.owners.setdefault(name, owner) != owner:
+            other = " ".join(filter(None, self.owners[name]))
+            text = (
+                f"topic {name} is fed by {other} already; give the template of {channel} a {{provider}} or {{venue}}, "
+                "or set merge: true"
+            )
+            self.status(
+                source,
+                Status(event="refused", channel=channel, topic=name, raw_symbol=message.raw_symbol, text=text),
+                now_ns,
+            )
+            return None
+        source.topics.add(name)
+        topic = self.outbox.topic(name, channel, source.name)
+        spec = source.spec.channels.get(channel)
+        identity = spec.identity if spec else None
+        mode = NO_IDENTITY if identity is None else CONTIGUOUS if identity.step == "contiguous" else RISING
+        route = Route(channel, topic, mode, identity.scope if identity else "session")
+        route.connection, route.param = connection, param
+        route.raw_symbol, route.symbol, route.venue = message.raw_symbol, message.symbol, message.venue
+        limit = source.shared.options.stale_secs.get(channel)
+        if limit is None:
+            limit = spec.cadence_secs if spec and not spec.account else 0
+        route.stale_ns = int(limit * 1e9)
+        if topic.seq == 0 and topic.last_id and channel not in ACCOUNT_CHANNELS:
+            # an earlier run wrote here: what came between its last entry and now was missed
+            route.lost, route.broken_ns = "relay_down", int(topic.last_id.split("-")[0]) * 1_000_000
+            route.mode = SPECIAL
+        return route
+
+    def _in_band(self, source: Source, route: Route, status: Status, now_ns: int) -> None:
+        """Publish a status on the topic it concerns, with a copy on the status topic."""
+        status.channel, status.topic = route.channel, route.topic.name
+        status.symbol, status.raw_symbol, status.venue = route.symbol, route.raw_symbol, route.venue
+        if status.event == "gap":
+            source.counts.gaps += 1
+            source.counts.missing += status.missing or 0
+        self._put(source, route.topic, status, now_ns)
+        self._put(source, self._status, status, now_ns)
+
+    def _put(self, source: Source | None, topic: TopicLike, message: Header, now_ns: int) -> None:
+        topic.seq += 1
+        message.provider = source.name if source else ""
+        message.ts_recv, message.run, message.seq = now_ns, self.run, topic.seq
+        if source and source.origin and message.origin is None:
+            message.origin = source.origin
+        self._add(topic, f"{now_ns // 1_000_000}-{topic.seq}", codec.encode(message))
+
+    def status(self, source: Source | None, status: Status, now_ns: int, *, connection: str = "") -> None:
+        """Publish a status: in band where it concerns topics, else on the status topic alone."""
+        if source is not None and status.event in _BANDED:
+            routes = self._concerned(source, status, connection)
+            for route in routes:
+                copy = codec.decode(codec.encode(status))
+                assert isinstance(copy, Status)
+                if status.event == "stale":
+                    if route.stale:
+                        continue
+                    route.stale, route.mode = True, SPECIAL
+                elif status.event == "fresh":
+                    if not route.stale:
+                        continue
+                    route.stale = False
+                if status.event == "gap":
+                    copy.to_ns = copy.to_ns or now_ns
+                    copy.from_ns = copy.from_ns or route.last_ns or None
+                self._in_band(source, route, copy, now_ns)
+            if routes:
+                return
+            if status.event == "gap":
+                source.counts.gaps += 1
+        if source is not None and status.event == "market" and status.raw_symbol is not None:
+            if status.open is False:
+                source.closed_markets.add(status.raw_symbol)
+            else:
+                source.closed_markets.discard(status.raw_symbol)
+        self._put(source, self._status, status, now_ns)
+
+    def _concerned(self, source: Source, status: Status, connection: str) -> list[Route]:
+        found: dict[int, Route] = {}
+        for route in source.routes.values():
+            if (
+                route is not None
+                and (status.channel is None or route.channel == status.channel)
+                and (status.raw_symbol is None or route.raw_symbol == status.raw_symbol)
+                and (status.raw_symbol is not None or not connection or route.connection == connection)
+            ):
+                found[id(route)] = route
+        return list(found.values())
+
+    def _reject(self, source: Source, reject: model.Reject, now_ns: int) -> None:
+        source.counts.rejects += 1
+        name = self.names.deadletter(reject.account)
+        self._put(source, self.outbox.topic(name, "deadletter", source.name), reject, now_ns)
+
+    def _seen(self, source: Source, connection: str, seen: Seen, now_ns: int) -> None:
+        """Take a number that a useless frame carried into account."""
+        cls = _CLASS_OF[seen.channel]
+        route = source.routes.get((cls, seen.raw_symbol)) or source.routes.get((cls, seen.raw_symbol, ""))
+        if route is None:
+            spec = source.spec.channels.get(seen.channel)
+            if spec is None or spec.identity is None or not source.wants(seen.channel, seen.raw_symbol, ""):
+                return
+            symbol, venue = source.spec.rule(seen.raw_symbol)
+            symbol = source.shared.options.symbols.get(seen.raw_symbol, symbol)
+            stand_in = Header(symbol=symbol, raw_symbol=seen.raw_symbol, venue=venue)
+            route = self._make(source, connection, seen.channel, stand_in, "", None, now_ns)
+            if route is None:
+                return
+            source.routes[(cls, seen.raw_symbol, "")] = source.routes[(cls, seen.raw_symbol)] = route
+        last = seen.src_seq if seen.delivered else seen.src_seq + 1
+        if route.next < 0:
+            route.next = seen.src_seq + 1
+        elif route.plain_mode == CONTIGUOUS and last > route.next:
+            gap = Status(
+                event="gap",
+                reason=_reason(route.lost or "sequence_jump"),
+                first_missing=route.next,
+                last_missing=last - 1,
+                missing=last - route.next,
+                from_ns=(route.broken_ns if route.lost else route.last_ns) or None,
+                to_ns=now_ns,
+            )
+            self._in_band(source, route, gap, now_ns)
+            route.lost = route.broken_ns = None
+            route.next = seen.src_seq + 1
+        elif seen.src_seq >= route.next:
+            route.next = seen.src_seq + 1
+
+    def _overflow(self, source: Source, route: Route, now_ns: int) -> None:
+        """The topic has no room (it is blocked in Redis): the message goes into a declared gap."""
+        source.counts.overflow += 1
+        route.overflowing += 1
+        route.mode = SPECIAL
+
+    # -- sessions and time ---------------------------------------------------------------------------------------
+
+    def opened(self, source: Source, connection: str) -> None:
+        """A new session of a connection begins: numbers of session scope start anew."""
+        for route in source.routes.values():
+            if route is not None and route.connection == connection and route.scope == "session":
+                route.next = -1
+
+    def closed(self, source: Source, connection: str) -> None:
+        """A session ended: what comes next on its routes stands behind a gap."""
+        for route in source.routes.values():
+            if route is not None and route.connection == connection:
+                if route.lost is None:
+                    route.lost, route.broken_ns = "disconnect", route.last_ns
+                route.mode = SPECIAL
+
+    def watch(self, now_ns: int) -> None:
+        """Mark topics stale whose last message is older than the channel's limit; call it about once a second."""
+        for source in self.sources:
+            for route in source.routes.values():
+                if (
+                    route is not None
+                    and route.stale_ns
+                    and not route.stale
+                    and route.last_ns
+                    and now_ns - route.last_ns > route.stale_ns
+                    and route.raw_symbol not in source.closed_markets
+                ):
+                    route.stale, route.mode = True, SPECIAL
+                    age = (now_ns - route.last_ns) / 1e9
+                    text = f"nothing for {age:.0f} s"
+                    self._in_band(source, route, Status(event="stale", text=text, from_ns=route.last_ns), now_ns)
+
+
+def _reason(text: str) -> model.GapReason:
+    return text  # type: ignore[return-value]
