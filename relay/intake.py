@@ -101,10 +101,11 @@ class Source:
         shared: Shared,
         subscriptions: Iterable[Subscription] | None,
         *,
+        names: Topics,
         origin: model.Origin | None = None,
     ) -> None:
         """`subscriptions` None: everything counts as subscribed (`relay normalize`)."""
-        self.name, self.spec, self.shared, self.origin = name, spec, shared, origin
+        self.name, self.spec, self.shared, self.origin, self.names = name, spec, shared, origin, names
         self.subscriptions: dict[str, list[Subscription]] | None = None
         if subscriptions is not None:
             self.subscriptions = {}
@@ -150,9 +151,10 @@ class Intake:
         subscriptions: Iterable[Subscription] | None,
         *,
         origin: model.Origin | None = None,
+        names: Topics | None = None,
     ) -> Source:
-        """Add one configured provider."""
-        source = Source(name, spec, shared, subscriptions, origin=origin)
+        """Add one configured provider; `names` where its topics have another prefix than the relay's (`sim.`)."""
+        source = Source(name, spec, shared, subscriptions, names=names or self.names, origin=origin)
         self.sources.append(source)
         return source
 
@@ -288,7 +290,7 @@ class Intake:
         now_ns: int,
     ) -> Route | None:
         venue = message.venue if source.spec.source == "venue" else None
-        name = self.names.name(
+        name = source.names.name(
             channel,
             provider=source.name,
             venue=venue,
@@ -395,7 +397,7 @@ class Intake:
 
     def _reject(self, source: Source, reject: model.Reject, now_ns: int) -> None:
         source.counts.rejects += 1
-        name = self.names.deadletter(reject.account)
+        name = source.names.deadletter(reject.account)
         self._put(source, self.outbox.topic(name, "deadletter", source.name), reject, now_ns)
 
     def _seen(self, source: Source, connection: str, seen: Seen, now_ns: int) -> None:

@@ -1,4 +1,4 @@
-"""Frames of one provider to numbered messages, without IO: what `relay normalize`, replays of frames files and tests use.
+"""Frames of one provider to numbered messages, without IO: for `relay normalize`, replays of frames files and tests.
 
 It drives the same provider, identity and numbering code as the live relay. A provider's sessions follow one another;
 `shared` lives through all of them.

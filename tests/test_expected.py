@@ -133,7 +133,8 @@ def run(name: str) -> list[list[dict[str, Any]]]:
     results: list[list[dict[str, Any]]] = []
     session: object = None
     login = next(
-        (l["frame"] for l in load(f"{name}.jsonl") if '"authenticated"' in l["frame"] and l["dir"] == "in"), None
+        (case["frame"] for case in load(f"{name}.jsonl") if '"authenticated"' in case["frame"] and case["dir"] == "in"),
+        None,
     )
     for line in load(f"{name}.jsonl"):
         if line["dir"] == "out":

@@ -1,0 +1,11 @@
+"""One small file a command: it reads the config, builds the parts, prints and exits. Nobody else does."""
+
+SUMMARIES = {
+    "check": "Show what a relay.yaml would run, or every error in it.",
+    "normalize": "Turn raw frames of a provider into messages, without Redis.",
+    "run": "Run the relay.",
+    "schema": "Write the JSON Schema of every message.",
+    "sim": "Play a provider's own side of the wire on loopback.",
+    "tail": "Follow topics and print their messages.",
+}
+"""One line a command for `relay --help`; kept here so that the help imports none of them (a test compares)."""

@@ -1,0 +1,374 @@
+"""Wires sessions -> intake -> outbox -> sink; start-up and shutdown order. The one place where the parts meet.
+
+Every part has a deadline at the end and none takes the others down: feeds catch what they can retry, the sink keeps
+what Redis could not take, and the order of shutdown is feeds, outbox, sink, servers.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import anyio
+import msgspec
+
+from relay import model
+from relay.clock import Clock
+from relay.config import Config, ProviderConfig
+from relay.embedded import EmbeddedServer
+from relay.errors import RelayError, SessionError
+from relay.feed import Feed, SharedLimits
+from relay.intake import Intake, Source
+from relay.model import Status
+from relay.outbox import Outbox
+from relay.providers.base import Frame, Planned, Provider, Reply, Request, Send, Shared, Subscription
+from relay.retry import Decision
+from relay.sink import Sink
+from relay.topics import Topics
+
+DRAIN_SECS = 7.0
+"""How long a planned stop waits for Redis; with the rest of the shutdown it stays under ten seconds."""
+FEEDS_STOP_SECS = 2.0
+"""How long a planned stop waits for the sessions to close."""
+SIMULATED_PREFIX = "sim."
+WATCH_SECS = 1.0
+
+Event = Callable[..., None]
+"""`event(level, text, **fields)`: one line per state change."""
+
+
+class ProviderState:
+    """One configured provider at run time: what `relay run` shows of it."""
+
+    def __init__(self, config: ProviderConfig, source: Source, shared: Shared) -> None:
+        self.config, self.source, self.shared = config, source, shared
+        self.feeds: list[Feed] = []
+        self.live: dict[str, bool] = {}  # connection label -> a session is open and has carried data
+        self.stopped: dict[str, str] = {}  # connection label -> why it will not be tried again
+
+
+class Bridge:
+    """One relay: the handler of all its feeds, the owner of its intake, outbox and sink."""
+
+    def __init__(self, config: Config, event: Event, *, takeover: bool = False, clock: Clock | None = None) -> None:
+        self.config, self.event, self.takeover = config, event, takeover
+        self.clock = clock or Clock()
+        self.run = self.clock() // 1_000_000
+        self.server: EmbeddedServer | None = None
+        self.simulator: Any = None
+        self.redis_url = ""
+        self.providers: dict[str, ProviderState] = {}
+        self.all_simulated = bool(config.providers) and all(p.options.simulate for p in config.providers.values())
+        self._states: dict[str, bytes] = {}
+        self._stop = anyio.Event()
+        self.stopping = False
+        self.outbox = Outbox(config.outbox.bytes_max, config.outbox.topic_bytes_max)
+        self.sink: Sink
+        self.intake: Intake
+
+    # -- start and stop ------------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def started(self) -> AsyncIterator["Bridge"]:
+        """Hold the servers that this relay brings along (the bundled Redis, the simulator) while inside."""
+        config = self.config
+        embedded = config.redis.url == "embedded"
+        async with contextlib.AsyncExitStack() as stack:
+            if embedded:
+                data = Path(config.state_dir) / ("sim" if self.all_simulated else "redis")
+                self.server = EmbeddedServer(data, port=config.redis.port)
+                self.redis_url = await self.server.start()
+                stack.push_async_callback(self.server.stop)
+            else:
+                self.redis_url = config.redis.url
+            simulated = [p for p in config.providers.values() if p.options.simulate]
+            if simulated:
+                from relay.simulator.server import Simulator
+
+                self.simulator = Simulator(
+                    sorted({p.spec.name for p in simulated}), rate=config.simulator.rate, seed=config.simulator.seed
+                )
+                await stack.enter_async_context(self.simulator)
+            self._build(embedded)
+            yield self
+
+    def _build(self, embedded: bool) -> None:
+        config = self.config
+        prefix = config.redis.prefix
+        if self.all_simulated and not embedded:
+            prefix = SIMULATED_PREFIX + prefix
+        names = Topics(config.name, config.topics, prefix)
+        self.sink = Sink(
+            url=self.redis_url,
+            settings=config.redis,
+            outbox=self.outbox,
+            relay=config.name,
+            prefix=prefix,
+            run=self.run,
+            raise_floor=self.clock.raise_floor,
+            on_event=self._sink_event,
+            takeover=self.takeover,
+        )
+        self.intake = Intake(names, self.outbox, self.run, merge=config.merge)
+        for name, section in config.providers.items():
+            options = section.options
+            simulated = options.simulate
+            if simulated:
+                options = self._simulated(section)
+            shared = section.spec.shared(options, getattr(options, "account", "") or "main")
+            self._load_state(name, shared)
+            source = self.intake.source(
+                name,
+                section.spec,
+                shared,
+                section.subscriptions,
+                origin="simulated" if simulated else None,
+                # simulated beside live ones: never under a live topic's name
+                names=Topics(config.name, config.topics, SIMULATED_PREFIX + prefix)
+                if simulated and not self.all_simulated
+                else None,
+            )
+            state = self.providers[name] = ProviderState(section, source, shared)
+            limits = SharedLimits(section.spec.limits)
+            for planned in section.connections:
+                state.feeds.append(self._feed(state, options, planned, limits))
+
+    def _feed(self, state: ProviderState, options: Any, planned: Planned, limits: SharedLimits) -> Feed:
+        spec, shared = state.config.spec, state.shared
+
+        def make() -> Provider:
+            return spec.session(options, planned.subscriptions, shared)
+
+        return Feed(
+            name=state.config.name,
+            label=planned.label,
+            spec=spec,
+            make=make,
+            clock=self.clock,
+            handler=self,
+            limits=limits,
+        )
+
+    def _simulated(self, section: ProviderConfig) -> Any:
+        """Point a provider's options at the simulator."""
+        kind = section.spec.name
+        changes = {"url": self.simulator.url(kind)}
+        if "rest_url" in section.spec.options.__struct_fields__:
+            changes["rest_url"] = self.simulator.rest_url(kind)
+        return msgspec.structs.replace(section.options, **changes)
+
+    async def serve(self) -> None:
+        """Run until `stop`; leaves only when everything is closed. Raises: SinkError where the process must end."""
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._sink)
+                if self.server is not None:
+                    tasks.start_soon(self.server.run, self._server_event)
+                tasks.start_soon(self._watch)
+                async with anyio.create_task_group() as feeds:
+                    feeds.start_soon(self._feeds, feeds)
+                    await self._stop.wait()
+                    await self._close_feeds()
+                    feeds.cancel_scope.cancel()
+                left = await self.sink.drain(DRAIN_SECS)
+                if left:
+                    self.event("error", "stopped with messages that Redis could not take", entries=left)
+                await self.sink.stop()
+                tasks.cancel_scope.cancel()
+        except BaseExceptionGroup as group:
+            known = group.subgroup(RelayError)
+            if known is None:
+                raise
+            raise _first(known) from None
+
+    async def _sink(self) -> None:
+        await self.sink.run()
+
+    async def _feeds(self, tasks: Any) -> None:
+        """Feeds start with the first contact: only then is it known which numbers and times are free."""
+        await self.sink.ready.wait()
+        for state in self.providers.values():
+            for feed in state.feeds:
+                tasks.start_soon(feed.run)
+
+    async def _close_feeds(self) -> None:
+        self.stopping = True
+        with anyio.move_on_after(FEEDS_STOP_SECS):
+            async with anyio.create_task_group() as closing:
+                for state in self.providers.values():
+                    for feed in state.feeds:
+                        closing.start_soon(feed.stop)
+        if self.sink.ready.is_set():
+            self.intake.status(None, Status(event="stopped", text="relay stopped"), self.clock())
+            self.sink.notify()
+
+    def stop(self) -> None:
+        """Begin a planned stop. Safe to call twice."""
+        self._stop.set()
+
+    async def _watch(self) -> None:
+        """Once a second: staleness, provider state on disk."""
+        await self.sink.ready.wait()
+        while True:
+            await anyio.sleep(WATCH_SECS)
+            self.intake.watch(self.clock())
+            self.sink.notify()
+            for name, state in self.providers.items():
+                self._save_state(name, state.shared)
+
+    # -- the feeds' handler --------------------------------------------------------------------------------------
+
+    @property
+    def full(self) -> bool:
+        """Whether feeds must wait: the outbox is at its bound."""
+        return self.outbox.full
+
+    async def room(self) -> None:
+        """Wait until the outbox has room."""
+        await self.sink.room()
+
+    def outputs(self, feed: Feed, outputs: Any, now_ns: int) -> None:
+        """Take what a provider gave. HOT."""
+        state = self.providers[feed.name]
+        self.intake.take(state.source, feed.label, outputs, now_ns)
+
+    def batch_end(self, feed: Feed) -> None:
+        """Nothing more waits in the socket: let the sink write."""
+        self.sink.notify()
+
+    frame: Callable[[Feed, Frame], None] | None = None
+    """The journal's hook; none while nothing records."""
+
+    def sent(self, feed: Feed, send: Send | Request) -> None:
+        """The journal's hook for what went out."""
+
+    def replied(self, feed: Feed, reply: Reply, now_ns: int) -> None:
+        """The journal's hook for REST replies."""
+
+    def session_opened(self, feed: Feed, provider: Provider, now_ns: int) -> None:
+        """A WebSocket is open; the login has not begun."""
+        state = self.providers[feed.name]
+        state.live[feed.label] = True
+        self.intake.opened(state.source, feed.label)
+        self._status(state, Status(event="opened", code=feed.label), now_ns)
+        self.event("info", "connected", provider=feed.name, connection=feed.label)
+
+    def session_closed(
+        self,
+        feed: Feed,
+        error: SessionError | None,
+        code: int | None,
+        reason: str,
+        decision: Decision,
+        now_ns: int,
+    ) -> None:
+        """A session ended, or could not begin; `decision` says what follows."""
+        state = self.providers[feed.name]
+        was_open = state.live.pop(feed.label, False)
+        self.intake.closed(state.source, feed.label)
+        text = error.text if error is not None else (f"closed {code} {reason}".strip() if code else "connection lost")
+        if self.stopping and error is None:
+            self._status(state, Status(event="closed", code=feed.label, text=text), now_ns)
+            return
+        what = {
+            "fatal": "not tried again",
+            "retry": f"again in {decision.delay_secs:.1f} s",
+            "slow": f"again in {decision.delay_secs:.0f} s",
+            "until": f"again in {decision.delay_secs:.0f} s",
+        }[decision.kind]
+        status = Status(
+            event="closed" if was_open else "refused",
+            code=(error.code if error is not None and error.code else str(code or "") or None),
+            text=f"{feed.label}: {text}",
+            action=what,
+        )
+        if decision.kind == "fatal":
+            state.stopped[feed.label] = text
+        else:
+            status.until = now_ns + int(decision.delay_secs * 1e9)
+        self._status(state, status, now_ns)
+        level = "error" if decision.kind == "fatal" else "warning"
+        self.event(level, text, provider=feed.name, connection=feed.label, next=what)
+        self.sink.notify()
+
+    def _status(self, state: ProviderState | None, status: Status, now_ns: int) -> None:
+        self.intake.status(state.source if state else None, status, now_ns)
+        self.sink.notify()
+
+    # -- what the sink and the server say ------------------------------------------------------------------------
+
+    def _sink_event(self, name: str, fields: Mapping[str, Any]) -> None:
+        level, text, status = SINK_EVENTS.get(name, ("warning", name.replace("_", " "), None))
+        self.event(level, text, **fields)
+        if status is not None and not self.stopping:
+            extra = " ".join(f"{k}={v}" for k, v in fields.items())
+            message = Status(event=status, code=name, text=f"{text} {extra}".strip()[:1000])
+            if fields.get("topic"):
+                message.topic = str(fields["topic"])
+            self.intake.status(None, message, self.clock())
+
+    def _server_event(self, name: str, fields: Mapping[str, Any]) -> None:
+        self.event("warning", f"bundled server {name}", **fields)
+
+    # -- state that outlives the process -------------------------------------------------------------------------
+
+    def _state_path(self, name: str) -> Path:
+        return Path(self.config.state_dir) / "providers" / f"{name}.json"
+
+    def _load_state(self, name: str, shared: Shared) -> None:
+        load = getattr(shared, "load_state", None)
+        if load is None:
+            return
+        try:
+            load(json.loads(self._state_path(name).read_bytes()))
+        except FileNotFoundError:
+            return
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            self.event("warning", "saved state not used", provider=name, path=str(self._state_path(name)), why=error)
+
+    def _save_state(self, name: str, shared: Shared) -> None:
+        """Write a provider's state (instrument list, rotated token) where it changed; mode 600, replaced whole."""
+        state = getattr(shared, "state", None)
+        if state is None:
+            return
+        body = msgspec.json.encode(state())
+        if body == self._states.get(name):
+            return
+        path = self._state_path(name)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            fresh = path.with_suffix(".new")
+            with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:
+                out.write(body)
+                out.flush()
+                os.fsync(out.fileno())
+            fresh.replace(path)
+        except OSError as error:
+            if self._states.get(name) is None:
+                self.event("warning", "state cannot be saved", provider=name, path=str(path), why=error.strerror)
+        self._states[name] = body
+
+
+SINK_EVENTS: Mapping[str, tuple[str, str, model.StatusEvent | None]] = {
+    "connected": ("info", "Redis is up", None),
+    "lost": ("warning", "Redis is away; sockets are kept, messages wait", None),
+    "recovered": ("info", "Redis is back", "recovered"),
+    "topic_blocked": ("error", "Redis refuses this topic; the others go on", "degraded"),
+    "topic_unblocked": ("info", "Redis takes this topic again", "recovered"),
+    "owned": ("error", "another relay owns this topic; it is not written", "refused"),
+    "redis_lost": ("error", "Redis came back with less than it had", "degraded"),
+    "oom_trimmed": ("warning", "Redis is out of memory; our oldest entries were trimmed", "degraded"),
+}
+"""What the sink tells: level, text, and the status message it becomes, if any."""
+
+
+def _first(group: BaseExceptionGroup[Any]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+__all__ = ["Bridge", "ProviderState", "Subscription"]

@@ -1,0 +1,79 @@
+"""What `relay run` shows: a few lines at the start, a line per state change, one calm progress line on a terminal."""
+
+import time
+from typing import Any, TextIO
+
+import anyio
+
+REFRESH_SECS = 1.0
+
+
+class Screen:
+    """Standard error of `relay run`: lines above, a progress line below where it is a terminal."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._terminal = stream.isatty()
+        self._status: Any = None
+        self._console: Any = None
+
+    def line(self, text: str) -> None:
+        """Print one line above the progress line."""
+        if self._console is not None:
+            from rich.text import Text
+
+            self._console.print(Text.from_ansi(text), soft_wrap=True)
+        else:
+            print(text, file=self._stream, flush=True)
+
+    def banner(self, bridge: Any) -> None:
+        """Say what runs, where to attach and how to look."""
+        config = bridge.config
+        from relay.log import Redactor
+
+        rows = [f"relay {config.name}: {len(config.providers)} provider(s), run {bridge.run}"]
+        for state in bridge.providers.values():
+            section = state.config
+            kinds: dict[str, int] = {}
+            for sub in section.subscriptions:
+                kinds[sub.channel] = kinds.get(sub.channel, 0) + 1
+            what = ", ".join(f"{n} {kind}" for kind, n in kinds.items())
+            plural = "s" if len(section.connections) != 1 else ""
+            how = "SIMULATED, made-up prices" if section.options.simulate else section.spec.title
+            rows.append(f"  {section.name}: {what} over {len(section.connections)} connection{plural} ({how})")
+        rows.append(f"  Redis: {Redactor().text(bridge.redis_url)}" + (" (bundled server)" if bridge.server else ""))
+        prefix = bridge.intake.names.prefix
+        url = "" if bridge.redis_url == "redis://127.0.0.1:6379" else f" --url {Redactor().text(bridge.redis_url)}"
+        rows.append(f"  look: relay tail{url} '{prefix}quotes.*'")
+        for row in rows:
+            print(row, file=self._stream, flush=True)
+
+    async def progress(self, bridge: Any) -> None:
+        """Keep the progress line; nothing where the stream is no terminal."""
+        if not self._terminal:
+            return
+        from rich.console import Console
+
+        self._console = Console(file=self._stream, highlight=False)
+        self._status = self._console.status("starting", spinner="dots", refresh_per_second=4)
+        self._status.start()
+        last_count, last_time = 0, time.monotonic()
+        while True:
+            await anyio.sleep(REFRESH_SECS)
+            now = time.monotonic()
+            count = sum(s.source.counts.published for s in bridge.providers.values())
+            rate = (count - last_count) / (now - last_time)
+            last_count, last_time = count, now
+            live = sum(len(s.live) for s in bridge.providers.values())
+            total = sum(len(s.feeds) for s in bridge.providers.values())
+            waiting = bridge.outbox.size
+            self._status.update(
+                f"{rate:,.0f} msg/s  {count:,} messages  {live}/{total} connections  {len(bridge.outbox.topics)} topics"
+                + (f"  {waiting / 1024:,.0f} KiB waiting" if waiting > 65536 else "")
+            )
+
+    def close(self) -> None:
+        """Take the progress line away."""
+        if self._status is not None:
+            self._status.stop()
+            self._status = self._console = None

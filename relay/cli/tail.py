@@ -1,0 +1,166 @@
+"""`relay tail`: follow topics and print their messages."""
+
+import fnmatch
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+
+BLOCK_MS = 1000  # below redis-py's socket time-out; also how often new topics are looked for
+READ_COUNT = 500
+
+
+@click.command(
+    epilog="""Examples:
+
+\b
+  relay tail 'quotes.*'
+  relay tail trades.BTC-USD --since 10m --json | jq .price
+  relay tail 'status.*' 'deadletter.*' --since 1h --no-follow""",
+)
+@click.argument("topics", nargs=-1, required=True, metavar="TOPIC...")
+@click.option("--url", help="Redis to read. Default: the one in the config, or the bundled server of a running relay.")
+@click.option("-c", "--config", default="relay.yaml", show_default=True, type=click.Path(dir_okay=False))
+@click.option("--since", help="Start that long ago (90s, 10m, 2h, 1d), at an ISO time, or `all`. Default: now.")
+@click.option("--json", "as_json", is_flag=True, help="Print the messages as published, one JSON line each.")
+@click.option("--follow/--no-follow", default=True, help="Stop at the end instead of waiting for more.")
+def command(
+    topics: tuple[str, ...], url: str | None, config: str, since: str | None, as_json: bool, follow: bool
+) -> None:
+    """Follow TOPIC... (names or globs such as 'quotes.*') and print readable lines until Ctrl-C.
+
+    It reads the streams, so nothing is missed however slow the terminal is, unless a stream was trimmed meanwhile.
+    """
+    import redis
+
+    from relay.cli._common import fail
+
+    start = _start_id(since)
+    client = redis.Redis.from_url(url or _url(config), decode_responses=False, legacy_responses=False)
+    colour = sys.stdout.isatty()
+    try:
+        _follow(client, topics, start, as_json, follow, colour)
+    except redis.exceptions.ConnectionError as error:
+        fail(f"Redis cannot be reached: {error}. Is the relay running? Name another server with --url.")
+    except redis.exceptions.RedisError as error:
+        fail(f"Redis refused: {error}")
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our pipe is gone: the ordinary end of `| head`
+    except KeyboardInterrupt:
+        pass
+
+
+def _url(config: str) -> str:
+    """The Redis of the config; for the bundled server the address that the running relay left."""
+    from relay.cli._common import fail, read_config
+
+    if not Path(config).exists():
+        return "redis://127.0.0.1:6379"
+    loaded = read_config(config)
+    if loaded.redis.url != "embedded":
+        return str(loaded.redis.url)
+    try:
+        return (Path(loaded.state_dir) / "redis_url").read_text().strip()
+    except OSError:
+        fail(f"no relay with a bundled server runs here (from {config}); start one, or name a server with --url")
+
+
+def _start_id(since: str | None) -> str | None:
+    """Entry id to start behind; None: now."""
+    if since is None:
+        return None
+    if since == "all":
+        return "0-0"
+    from relay.times import any_ns
+
+    unit = {"s": 1, "m": 60, "h": 3600, "d": 86_400}.get(since[-1:])
+    if unit and since[:-1].replace(".", "", 1).isdecimal():
+        ms = int((time.time() - float(since[:-1]) * unit) * 1000)
+    else:
+        ns = any_ns(since)
+        if ns is None:
+            raise click.UsageError(f"--since '{since}': give 90s, 10m, 2h, 1d, an ISO time, or all")
+        ms = ns // 1_000_000
+    return f"{max(ms - 1, 0)}-{2**63}"
+
+
+def _follow(client: Any, patterns: Iterable[str], start: str | None, as_json: bool, follow: bool, colour: bool) -> None:
+    patterns = list(patterns)
+    last: dict[bytes, str | bytes] = {}
+    first, told = True, False
+    while True:
+        known = [t for t in client.hkeys("relay:topics") if any(fnmatch.fnmatch(t.decode(), p) for p in patterns)]
+        if first:
+            known += [p.encode() for p in patterns if not set(p) & set("*?[")]
+        for topic in known:
+            if topic not in last:
+                # a topic that appears while we follow is read from its beginning
+                last[topic] = start or (_last_id(client, topic) if first else "0-0")
+        first = False
+        if not last:
+            if not follow:
+                return
+            if not told:
+                told = True
+                print(f"waiting for topics that match {' '.join(patterns)}", file=sys.stderr)
+            time.sleep(BLOCK_MS / 1000)
+            continue
+        found = client.xread(last, count=READ_COUNT, block=BLOCK_MS if follow else None) or {}
+        lines: list[tuple[bytes, bytes, bytes]] = []
+        for topic, chunks in found.items() if isinstance(found, dict) else found:
+            entries = chunks[0] if chunks and isinstance(chunks[0], list) else chunks
+            for entry_id, fields in entries:
+                last[topic] = entry_id
+                lines.append((entry_id, topic, fields.get(b"data", b"")))
+        lines.sort(key=lambda line: int(line[0].split(b"-")[0]))
+        for _, topic, body in lines:
+            if as_json:
+                sys.stdout.buffer.write(body + b"\n")
+            else:
+                sys.stdout.write(readable(topic.decode(), body, colour) + "\n")
+        sys.stdout.flush()
+        if not lines and not follow:
+            return
+
+
+def _last_id(client: Any, topic: bytes) -> bytes | str:
+    entry = client.xrevrange(topic, count=1)
+    return entry[0][0] if entry else "0-0"
+
+
+def readable(topic: str, body: bytes, colour: bool) -> str:
+    """One message as one line for people; control characters of foreign text are shown, not obeyed."""
+    import msgspec
+
+    from relay.times import iso
+
+    try:
+        message = msgspec.json.decode(body)
+    except msgspec.DecodeError:
+        return f"{topic}  not a message: {body[:80]!r}"
+    head = iso(message.pop("ts_recv", 0) // 1_000_000 * 1_000_000)[11:-1].ljust(12, "0" if "." in topic else " ")
+    kind = message.pop("type", "?")
+    origin = message.pop("origin", "")
+    for key in ("provider", "run", "seq", "raw_symbol", "symbol", "ts_event", "src_seq", "topic"):
+        if not (kind in ("status", "reject") and key in ("provider", "raw_symbol", "topic")):
+            message.pop(key, None)
+    if kind in ("book_snapshot", "book_delta"):
+        for side in ("bids", "asks"):
+            levels = message.pop(side, [])
+            best = " ".join(f"{size}@{price}" for price, size in levels[:3])
+            message[side] = f"{len(levels)} levels {best}"
+    words = " ".join(f"{key} {_plain(value)}" for key, value in message.items())
+    line = f"{head}  {topic}  {kind if not topic.startswith(kind) else ''} {words}".replace("   ", "  ")
+    if origin:
+        line += f"  ({origin})"
+    if colour and (kind == "status" or kind == "reject"):
+        line = click.style(line, fg="yellow" if kind == "status" else "red")
+    return line
+
+
+def _plain(value: Any) -> str:
+    text = value if isinstance(value, str) else str(value)
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)[:300]
