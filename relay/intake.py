@@ -173,12 +173,12 @@ class Intake:
                 if route is None:
                     continue
             counts.made += 1
-            mode = route.mode
-            if mode and not self._passes(source, route, message, mode, now_ns):
-                continue
             topic = route.topic
             if topic.full:
-                self._overflow(source, route, now_ns)
+                self._overflow(source, route)
+                continue
+            mode = route.mode
+            if mode and not self._passes(source, route, message, mode, now_ns):
                 continue
             route.last_ns = now_ns
             seq = topic.seq + 1
@@ -227,17 +227,13 @@ class Intake:
         if reason is not None:
             proven = mode == CONTIGUOUS and number is not None and number == expected
             if gap is None and not proven:
-                gap = Status(event="gap", reason=_reason(reason))
+                gap = Status(event="gap", reason=_reason(reason), missing=route.overflowing or None)
         if gap is not None:
             gap.from_ns = (route.broken_ns if reason is not None else route.last_ns) or None
             gap.to_ns = now_ns
             self._in_band(source, route, gap, now_ns)
         route.lost = route.broken_ns = None
-        if route.overflowing:
-            self._in_band(
-                source, route, Status(event="gap", reason="overflow", missing=route.overflowing, to_ns=now_ns), now_ns
-            )
-            route.overflowing = 0
+        route.overflowing = 0
         if route.stale:
             route.stale = False
             self._in_band(source, route, Status(event="fresh"), now_ns)
@@ -434,10 +430,12 @@ class Intake:
         elif seen.src_seq >= route.next:
             route.next = seen.src_seq + 1
 
-    def _overflow(self, source: Source, route: Route, now_ns: int) -> None:
-        """The topic has no room (it is blocked in Redis): the message goes into a declared gap."""
+    def _overflow(self, source: Source, route: Route) -> None:
+        """The topic has no room (it is blocked in Redis): the message goes into a gap, declared when there is room."""
         source.counts.overflow += 1
         route.overflowing += 1
+        if route.lost is None:
+            route.lost, route.broken_ns = "overflow", route.last_ns
         route.mode = SPECIAL
 
     # -- sessions and time ---------------------------------------------------------------------------------------
