@@ -1,0 +1,196 @@
+"""What is numbered and waits for Redis: a list of (entry id, bytes) a topic, counted in bytes. Pure.
+
+The intake adds at the end, the sink takes from the head and removes only what Redis has confirmed. Nothing here drops
+anything: at a bound `full` tells the feeds to wait, and a topic that Redis refuses (`blocked`) tells the intake by
+`full` of its own that its newest messages must be refused, counted and declared as a gap (`overflow`).
+"""
+
+from collections.abc import Iterator
+
+ENTRY_COST = 128
+"""What an entry costs in memory beside its body: id text 69, header of the bytes 33, two list slots 16, rounding."""
+BLOCKED_SHARE = 4
+"""All blocked topics together may hold a quarter of `bytes_max` on top of it: memory stays bounded, others go on."""
+
+
+class Topic:
+    """One stream and what waits for it. Compared and hashed by identity; `Outbox.topic` makes it once a name.
+
+    `seq`, written by the intake: the last number given. `ids` and `data`: waiting, oldest first, what is in flight
+    included. `last`, written by the sink: the newest entry id known to be in Redis (`0-0`: none), empty until the
+    topic is fenced. `blocked`: why Redis takes nothing for this topic, empty when it does. `full`: blocked and at its
+    bound: the intake must refuse what comes for it.
+    """
+
+    __slots__ = ("blocked", "data", "full", "ids", "kind", "last", "limit", "name", "provider", "seq", "size")
+
+    def __init__(self, name: str, kind: str, provider: str, limit: int) -> None:
+        self.name, self.kind, self.provider = name, kind, provider
+        self.seq = 0
+        self.ids: list[str] = []
+        self.data: list[bytes] = []
+        self.size = 0
+        self.last = ""
+        self.blocked = ""
+        self.full = False
+        self.limit = limit
+
+    def __repr__(self) -> str:
+        state = f", blocked: {self.blocked}" if self.blocked else ""
+        return f"<Topic {self.name}: {len(self.ids)} waiting, {self.size} bytes{state}>"
+
+
+class Outbox:
+    """All topics of one relay.
+
+    `size`: bytes waiting in all, in flight included, ENTRY_COST an entry counted in. `full`: a bound is reached, feeds
+    must wait (`Sink.room`). `held`: bytes of blocked topics, which do not make the others wait.
+    """
+
+    __slots__ = ("_over", "bytes_max", "full", "held", "limit", "size", "topic_bytes_max", "topics", "waiting")
+
+    def __init__(self, bytes_max: int, topic_bytes_max: int) -> None:
+        self.bytes_max, self.topic_bytes_max = bytes_max, topic_bytes_max
+        self.topics: dict[str, Topic] = {}
+        self.waiting: dict[Topic, None] = {}
+        """Topics with entries, blocked ones aside, in the order in which they are served."""
+        self.size = 0
+        self.held = 0
+        self.limit = bytes_max
+        self.full = False
+        self._over: set[Topic] = set()
+
+    def topic(self, name: str, kind: str, provider: str) -> Topic:
+        """Get the topic of this name, made when it is new."""
+        topic = self.topics.get(name)
+        if topic is None:
+            topic = self.topics[name] = Topic(name, kind, provider, self.topic_bytes_max)
+        return topic
+
+    def add(self, topic: Topic, entry_id: str, body: bytes) -> None:
+        """Put one numbered message at the end of its topic. Never refuses: ask `full` and `topic.full` before."""
+        ids = topic.ids
+        if not ids and not topic.blocked:
+            self.waiting[topic] = None
+        ids.append(entry_id)
+        topic.data.append(body)
+        cost = len(body) + ENTRY_COST
+        topic.size = size = topic.size + cost
+        self.size = total = self.size + cost
+        if size > topic.limit or total > self.limit:
+            self._bound(topic, cost)
+
+    def take(self, entries_max: int, bytes_max: int) -> list[tuple[Topic, int]]:
+        """Choose the next call: topics with the number of entries from their heads, at least one entry if any waits.
+
+        Bounds hold but for a single entry that is larger alone. Nothing is removed: `done` does that.
+        """
+        batch: list[tuple[Topic, int]] = []
+        entries, room = entries_max, bytes_max
+        for topic in self.waiting:
+            count = len(topic.ids)
+            if count <= entries and topic.size <= room:
+                batch.append((topic, count))
+                entries -= count
+                room -= topic.size
+                if not entries:
+                    break
+                continue
+            count = 0
+            for body in topic.data[:entries]:
+                room -= len(body) + ENTRY_COST
+                if room < 0 and (count or batch):
+                    break
+                count += 1
+                if room < 0:
+                    break
+            if count:
+                batch.append((topic, count))
+            break
+        return batch
+
+    def done(self, topic: Topic, count: int) -> int:
+        """Remove the oldest `count` entries: Redis has them. Give the bytes freed, ENTRY_COST included."""
+        ids, data = topic.ids, topic.data
+        if count == len(ids):
+            freed = topic.size
+            ids.clear()
+            data.clear()
+            self.waiting.pop(topic, None)
+        else:
+            freed = sum(map(len, data[:count])) + count * ENTRY_COST
+            del ids[:count]
+            del data[:count]
+            if topic in self.waiting:  # to the end of the line: the others come first now
+                del self.waiting[topic]
+                self.waiting[topic] = None
+        topic.size -= freed
+        self.size -= freed
+        if topic.blocked:
+            self._hold(-freed)
+            topic.full = False
+        if self.full:
+            self._relax()
+        return freed
+
+    def replace(self, topic: Topic, ids: list[str], data: list[bytes]) -> None:
+        """Put other entries in the place of all that wait for a topic."""
+        cost = sum(map(len, data)) + len(data) * ENTRY_COST
+        change = cost - topic.size
+        topic.ids, topic.data, topic.size = ids, data, cost
+        self.size += change
+        if topic.blocked:
+            self._hold(change)
+
+    def block(self, topic: Topic, reason: str) -> None:
+        """Redis takes nothing for this topic: keep what waits, up to its bound, and let the others go on."""
+        if not topic.blocked:
+            self.waiting.pop(topic, None)
+            self._hold(topic.size)
+            topic.limit = -1  # every further `add` comes by `_bound`
+        topic.blocked = reason
+        self._judge(topic)
+        self._relax()
+
+    def unblock(self, topic: Topic) -> None:
+        """Redis takes entries of this topic again."""
+        if topic.blocked:
+            topic.blocked = ""
+            topic.full = False
+            topic.limit = self.topic_bytes_max
+            self._hold(-topic.size)
+            if topic.ids:
+                self.waiting[topic] = None
+                self._bound(topic, 0)
+
+    def entries(self) -> int:
+        """Count all that waits, blocked topics included."""
+        return sum(len(topic.ids) for topic in self.topics.values())
+
+    def blocked(self) -> Iterator[Topic]:
+        """Give the blocked topics."""
+        return (topic for topic in self.topics.values() if topic.blocked)
+
+    def _hold(self, size: int) -> None:
+        self.held += size
+        self.limit = self.bytes_max + self.held
+
+    def _judge(self, topic: Topic) -> None:
+        topic.full = topic.size >= self.topic_bytes_max or self.held >= self.bytes_max // BLOCKED_SHARE
+
+    def _bound(self, topic: Topic, cost: int) -> None:
+        """An entry reached a bound, or came for a blocked topic."""
+        if topic.blocked:
+            self._hold(cost)
+            self._judge(topic)
+        elif topic.size > topic.limit:
+            self._over.add(topic)
+            self.full = True
+        if self.size > self.limit:
+            self.full = True
+
+    def _relax(self) -> None:
+        """Look again whether a bound is still reached."""
+        if self._over:
+            self._over = {topic for topic in self._over if not topic.blocked and topic.size > topic.limit}
+        self.full = bool(self._over) or self.size > self.limit

@@ -1,0 +1,71 @@
+"""Every error of Redis and the one thing the sink does about it. None of them counts as delivered.
+
+Only what a reply says is judged here; a lost connection, a time-out or half a reply is no reply: the sink connects
+again, asks for the last id of every topic and goes on from there.
+"""
+
+from typing import Literal
+
+from relay.errors import SinkError
+
+Reaction = Literal[
+    "wait", "trim", "reconnect", "rights", "load", "isolate", "block", "foreign", "cluster", "unsupported"
+]
+"""wait: keep everything, ask again with growing pauses. trim: remove our oldest entries, then wait. reconnect: this
+server cannot take writes or has no room for us, look again who answers at the address. rights: read the secret again,
+reconnect, slowly. load: load our function library, then the same call. isolate: find the topic that is meant, block
+that one. block: this topic alone waits and is tried again now and then. foreign: somebody else writes this stream,
+blocked until a restart. cluster: wait, and say that one address must be one server. unsupported: end the process."""
+
+REACTIONS: tuple[tuple[str, Reaction, str], ...] = (
+    # beginning of the reply, reaction, what to tell the operator
+    ("LOADING", "wait", "Redis reads its data from disk"),
+    ("BUSY", "wait", "a script of somebody keeps Redis busy"),
+    ("TRYAGAIN", "wait", "a cluster slot is being moved"),
+    ("MASTERDOWN", "wait", "a replica answers and its master is away"),
+    ("NOREPLICAS", "wait", "Redis wants more replicas before it takes writes (min-replicas-to-write)"),
+    ("MISCONF", "wait", "Redis cannot write to its disk and refuses writes until it can"),
+    ("CLUSTERDOWN", "wait", "the cluster does not serve all its slots"),
+    ("OOM", "trim", "Redis is at maxmemory"),
+    ("READONLY", "reconnect", "a replica answers, it takes no writes; looking for the master at the same address"),
+    ("UNBLOCKED", "reconnect", "the server changed its role"),
+    ("ERR max number of clients", "reconnect", "Redis has no connection left for us (maxclients)"),
+    ("NOAUTH", "rights", "Redis wants a password: redis.password or redis.password_file"),
+    ("WRONGPASS", "rights", "Redis refuses the user name or password"),
+    ("ERR AUTH", "rights", "Redis refuses the password"),
+    ("ERR Client sent AUTH", "rights", "a password is configured here and Redis has none"),
+    ("NOPERM", "isolate", "the Redis user may not write this key"),
+    ("NOSCRIPT", "load", "Redis has lost our functions"),
+    ("ERR Function not found", "load", "Redis has lost our functions"),
+    ("WRONGTYPE", "block", "the key holds something that is no stream: another program uses it"),
+    ("ERR The ID specified in XADD", "foreign", "somebody else appends to this stream"),
+    ("ERR The stream has exhausted", "foreign", "somebody else wrote the last possible id to this stream"),
+    ("MOVED", "cluster", "this is a Redis Cluster; the relay writes to one server"),
+    ("ASK", "cluster", "this is a Redis Cluster; the relay writes to one server"),
+    ("CROSSSLOT", "cluster", "this is a Redis Cluster; the relay writes to one server"),
+    ("ERR unknown command", "unsupported", "this server has no functions; the relay needs Redis 7.0 or Valkey 7.2"),
+    ("ERR Unknown Redis command", "unsupported", "a command that the relay needs is missing or renamed on this server"),
+)
+UNKNOWN: tuple[Reaction, str] = ("wait", "Redis gave an error that the relay does not know")
+
+
+def reaction(reply: str) -> tuple[Reaction, str]:
+    """Look up what an error reply asks for: the reaction and what to tell the operator."""
+    for prefix, what, text in REACTIONS:
+        if reply.startswith(prefix):
+            if what == "isolate" and "command" in reply and " key" not in reply:
+                return "rights", "the Redis user may not run a command that the relay needs (README, ACL)"
+            return what, text
+    return UNKNOWN
+
+
+class LeaseHeld(SinkError):
+    """Another relay of this name runs; the text names the ways out."""
+
+
+class Fenced(SinkError):
+    """Another relay of this name has taken over: this one must not write any more."""
+
+
+class Unsupported(SinkError):
+    """The server cannot do what the relay needs; waiting will not mend that."""
