@@ -1,0 +1,434 @@
+"""One session: the life of one WebSocket connection and of its provider object.
+
+`_read` is the hot loop: no `await`, no logging and no formatting between a frame and its outputs. Beside it, in one
+task group: the sender (order of `to_send`, subscribe limits), the ticker (provider's tick, silence, pings, age) and the
+REST calls. None of them lets an error out: each ends the session through `end`.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import anyio
+from anyio.abc import TaskGroup
+from websockets.exceptions import ConnectionClosed
+from websockets.frames import BINARY
+
+from relay.errors import SessionError, SessionStale
+from relay.feed.connection import CLOSE_SECS, Wire, closing_error, host_of
+from relay.feed.limits import SharedLimits
+from relay.feed.rest import Rest
+from relay.model import ACCOUNT_CHANNELS, CHANNEL_OF
+from relay.providers.base import Connect, Frame, Output, Provider, Reply, Request, Send, Subscription, reject
+from relay.retry import HEALTHY_SECS, Decision
+
+if TYPE_CHECKING:
+    from relay.feed.feed import Feed
+
+BATCH_FRAMES = 128
+"""Most frames taken without giving the other tasks a turn (about 1 ms of work)."""
+TICK_SECS = 0.25
+OUTGOING_MAX = 100_000
+"""Messages that may wait to be sent: far above any subscription list; a peer that takes none of them is gone."""
+GONE_SECS = 0.1
+FAULTS_MAX = 20
+"""Different faults of a provider's tick that are told in one session; the same one is told once."""
+
+_log = logging.getLogger("relay.feed")
+
+
+class Handler(Protocol):
+    """Who gets what the sessions give: the bridge. Its methods are called in the order in which things happened.
+
+    An error that it raises is not the session's: it ends `Feed.run`.
+    """
+
+    frame: "Callable[[Feed, Frame], None] | None"
+    """Called before each frame is decoded (the journal); None: nobody listens. Read again for each batch."""
+
+    @property
+    def full(self) -> bool:
+        """True: the feeds stop reading until `room` returns. Looked at once a batch of frames."""
+
+    async def room(self) -> None:
+        """Wait until it is not full any more."""
+
+    def session_opened(self, feed: "Feed", provider: Provider, now_ns: int) -> None: ...
+    def outputs(self, feed: "Feed", outputs: Sequence[Output], now_ns: int) -> None:
+        """Take outputs; never empty. Hot."""
+
+    def batch_end(self, feed: "Feed") -> None:
+        """Nothing more comes at once: flush."""
+
+    def sent(self, feed: "Feed", send: Send | Request) -> None:
+        """Called right before it goes out."""
+
+    def replied(self, feed: "Feed", reply: Reply, now_ns: int) -> None:
+        """Called before the provider gets the answer."""
+
+    def session_closed(
+        self,
+        feed: "Feed",
+        error: SessionError | None,
+        code: int | None,
+        reason: str,
+        decision: Decision | None,
+        now_ns: int,
+    ) -> None:
+        """A session ended, or could not be opened. `decision` None: it was stopped on purpose."""
+
+
+@dataclass
+class FeedStats:
+    """Counts over all sessions of a feed; plain ints, read at any time."""
+
+    frames: int = 0
+    bytes: int = 0
+    useless: int = 0
+    """Known frames that gave nothing, as the providers count them."""
+    internal: int = 0
+    """Faults of the provider's code, each told as a reject or as the session's end."""
+    ending: int = 0
+    """Frames whose reading ended their session: neither mapped nor useless nor rejected."""
+    sent: int = 0
+    requests: int = 0
+    connects: int = 0
+    """Tries to connect."""
+    opened: int = 0
+    ended: dict[str, int] = field(default_factory=dict)
+    """Ends by code: a closed list of ours (close_1006, http_429, silence ...) and the providers' own codes."""
+
+    def count_end(self, code: str) -> None:
+        # provider codes come from outside: the 65th kind and later are one
+        key = code if code in self.ended or len(self.ended) < 64 else "other"
+        self.ended[key] = self.ended.get(key, 0) + 1
+
+
+class Session:
+    """Runs one open connection to its end. `error`, `code` and `reason` say why it ended."""
+
+    def __init__(
+        self,
+        feed: "Feed",
+        provider: Provider,
+        spec: Connect,
+        wire: Wire,
+        *,
+        handler: Handler,
+        clock: Callable[[], int],
+        limits: SharedLimits,
+        stats: FeedStats,
+        healthy: Callable[[], None],
+        renew_after: float | None,
+    ) -> None:
+        self.feed, self.provider, self.spec, self.wire = feed, provider, spec, wire
+        self.error: SessionError | None = None
+        self.code: int | None = None
+        self.reason = ""
+        self._handler, self._clock, self._limits, self._stats = handler, clock, limits, stats
+        self._healthy = healthy
+        self._renew_after = renew_after
+        self._ending = False  # `error` is settled; nothing more is read
+        self._planned = False  # ended by us on purpose
+        self._blocked: anyio.CancelScope | None = None  # waiting for the handler's room: silence is our own doing
+        self._carried = False  # data came
+        self._told: set[str] = set()
+        self._useless_before = stats.useless
+        self._outgoing: deque[Send | Request] = deque()
+        self._to_send = anyio.Event()
+        self._all_sent = anyio.Event()
+        self._rest = Rest()
+        self._group: TaskGroup | None = None
+
+    # -- life ------------------------------------------------------------------------------------------------------
+
+    async def run(self, pending: Sequence[tuple[bool, Sequence[Subscription]]] = ()) -> None:
+        """Live until the connection ends, a SessionError ends it, or `stop` is called. Never raises a SessionError.
+
+        `pending`: subscriptions (True) and their ends (False) that were wished while the connection was opened.
+        """
+        try:
+            async with anyio.create_task_group() as group:
+                self._group = group
+                now = self._clock()
+                self._handler.session_opened(self.feed, self.provider, now)
+                self._ask(now, self.provider.opened, now, vital=True)
+                for wanted, subscriptions in pending:
+                    self.change(wanted, subscriptions)
+                group.start_soon(self._send)
+                group.start_soon(self._tick)
+                await self._read()
+                await self._finish()
+                group.cancel_scope.cancel()
+        finally:
+            self._ending = True
+            self.wire.transport.abort()
+            with anyio.CancelScope(shield=True):
+                await self._rest.close()
+
+    def stop(self) -> None:
+        """End it on purpose: frames that wait are not read any more, the peer gets a close."""
+        self._planned = True
+        self.end(None)
+
+    def end(self, error: SessionError | None) -> None:
+        """End it; the first reason stands."""
+        if not self._ending:
+            self._ending = True
+            self.error = error
+            self.wire.wake()
+            if self._blocked is not None:
+                self._blocked.cancel()
+
+    def change(self, wanted: bool, subscriptions: Sequence[Subscription]) -> None:
+        """Subscribe (or end subscriptions) at run time."""
+        if self._ending:
+            return
+        now = self._clock()
+        change = self.provider.subscribe if wanted else self.provider.unsubscribe
+        self._ask(now, change, subscriptions, now, vital=True)
+
+    async def _finish(self) -> None:
+        """Say goodbye: the provider's last outputs and messages, then a close."""
+        wire = self.wire
+        now = self._clock()
+        with contextlib.suppress(SessionError):
+            self._give(self.provider.closed(now), now)
+        with contextlib.suppress(SessionError):
+            farewell = self.provider.to_send()
+            if self._planned and not wire.lost:
+                self._queue(farewell)
+        self._handler.batch_end(self.feed)
+        if wire.lost:
+            if self.error is None and not self._planned:
+                self.error, self.code, self.reason = closing_error(wire, self.spec)
+            return
+        if self._planned:
+            if self._outgoing:
+                self._all_sent = anyio.Event()
+                with anyio.move_on_after(CLOSE_SECS):
+                    await self._all_sent.wait()
+            self.code = 1000
+        # a peer that has gone silent will not answer: the close goes out, nobody waits for it
+        with anyio.move_on_after(GONE_SECS if isinstance(self.error, SessionStale) else CLOSE_SECS):
+            await wire.hang_up()
+
+    # -- in --------------------------------------------------------------------------------------------------------
+
+    async def _read(self) -> None:
+        feed, wire, handler, clock, stats = self.feed, self.wire, self._handler, self._clock, self._stats
+        provider = self.provider
+        waiting, popleft = wire.waiting, wire.waiting.popleft
+        receive, to_send, outputs_to = provider.receive, provider.to_send, handler.outputs
+        make = tuple.__new__
+        while not self._ending:
+            if not waiting:
+                handler.batch_end(feed)
+                if wire.lost:
+                    return
+                await wire.wait()
+                continue
+            if handler.full:
+                handler.batch_end(feed)
+                await self._room()
+                continue
+            hook = handler.frame
+            count = min(len(waiting), BATCH_FRAMES)
+            index = size = 0
+            for index in range(count):  # noqa: B007
+                event = popleft()
+                data = event.data
+                if type(data) is not bytes:
+                    data = bytes(data)
+                size += len(data)
+                now = clock()
+                frame: Frame = make(Frame, (now, data, event.opcode is BINARY))
+                if hook is not None:
+                    hook(feed, frame)
+                try:
+                    outputs = receive(frame)
+                    sends = to_send()
+                except SessionError as error:
+                    stats.ending += 1
+                    self.end(error)
+                    self._queue(self._drain())
+                    break
+                except Exception as error:
+                    outputs, sends = self._fault(error, data), self._drain()
+                if outputs:
+                    outputs_to(feed, outputs, now)
+                    if not self._carried:
+                        self._carried = _has_data(outputs)
+                if sends:
+                    self._queue(sends)
+            stats.frames += index + 1
+            stats.bytes += size
+            stats.useless = self._useless_before + provider.useless
+            if waiting:
+                handler.batch_end(feed)
+                await asyncio.sleep(0)
+
+    async def _room(self) -> None:
+        """Wait for the handler's room, or for the session's end."""
+        try:
+            with anyio.CancelScope() as self._blocked:
+                await self._handler.room()
+        finally:
+            self._blocked = None
+
+    def _ask(self, now: int, question: Callable[..., Sequence[Output]], *given: Any, vital: bool = False) -> None:
+        """Call the provider beside the hot loop, hand over what it gives, send what it wants.
+
+        `vital`: without this the session is of no use, so a fault of the provider ends it.
+        """
+        if self._ending:
+            return
+        try:
+            outputs = question(*given)
+        except SessionError as error:
+            self.end(error)
+        except Exception as error:
+            told = f"{type(error).__name__}: {error}"
+            if told not in self._told and len(self._told) < FAULTS_MAX:
+                self._told.add(told)
+                self._give(self._fault(error, None), now)
+            if vital:
+                self.end(SessionError(f"a fault in the code of {self.feed.spec.name}: {told}", code="internal"))
+        else:
+            self._give(outputs, now)
+        self._queue(self._drain())
+
+    def _give(self, outputs: Sequence[Output], now: int) -> None:
+        if outputs:
+            self._handler.outputs(self.feed, outputs, now)
+            self._carried = self._carried or _has_data(outputs)
+            self._handler.batch_end(self.feed)
+        self._stats.useless = self._useless_before + self.provider.useless
+
+    def _fault(self, error: Exception, data: bytes | None) -> Sequence[Output]:
+        """Turn a fault of the provider's code into a reject; the session lives."""
+        self._stats.internal += 1
+        kind = type(error).__name__
+        if kind not in self._told and len(self._told) < FAULTS_MAX:
+            self._told.add(kind)
+            _log.error("fault in provider code: provider=%s", self.feed.name, exc_info=error)
+        subscriptions = getattr(self.provider, "subscriptions", ())
+        private = any(subscription.channel in ACCOUNT_CHANNELS for subscription in subscriptions)
+        account = getattr(getattr(self.provider, "shared", None), "account", None) if private else None
+        return (reject("internal", f"{kind}: {error}", data, account=account),)
+
+    # -- out -------------------------------------------------------------------------------------------------------
+
+    def _drain(self) -> list[Send | Request]:
+        try:
+            return self.provider.to_send()
+        except SessionError as error:
+            self.end(error)
+        return []
+
+    def _queue(self, items: Sequence[Send | Request]) -> None:
+        if not items:
+            return
+        self._outgoing.extend(items)
+        self._to_send.set()
+        if len(self._outgoing) > OUTGOING_MAX:
+            text = f"{host_of(self.spec.url)}: it takes none of what is sent to it"
+            self.end(SessionError(text, code="send_stuck"))
+
+    async def _send(self) -> None:
+        """Send what the provider wants sent, in order, as fast as its limits allow."""
+        group = self._group
+        assert group is not None
+        outgoing = self._outgoing
+        while True:
+            if not outgoing:
+                self._to_send = anyio.Event()
+                self._all_sent.set()
+                await self._to_send.wait()
+                continue
+            item = outgoing[0]
+            if isinstance(item, Request):
+                outgoing.popleft()
+                group.start_soon(self._request, item)
+                continue
+            if item.subscribes and self._limits.subscribes is not None:
+                await self._limits.subscribes.take(item.subscribes)
+            self._handler.sent(self.feed, item)
+            self._stats.sent += 1
+            try:
+                await self.wire.send(item.data)
+            except ConnectionClosed:
+                self._all_sent.set()
+                return  # the reader meets the end too, after the frames that still wait
+            outgoing.popleft()
+
+    async def _request(self, request: Request) -> None:
+        if self._limits.requests is not None:
+            await self._limits.requests.take()
+        self._stats.requests += 1
+        reply = await self._rest.call(request, lambda: self._handler.sent(self.feed, request))
+        if self._ending:
+            return
+        now = self._clock()
+        self._handler.replied(self.feed, reply, now)
+        self._ask(now, self.provider.replied, reply, now)
+
+    # -- time ------------------------------------------------------------------------------------------------------
+
+    async def _tick(self) -> None:
+        """Call the provider's tick, watch for silence, ping, count the age.
+
+        Time is counted in ticks that are never longer than two: after a stall of ours (a sleeping machine, a blocked
+        loop) the answers are already in the socket's buffer, and nobody may be called dead before they were read.
+        """
+        spec, wire = self.spec, self.wire
+        host = host_of(spec.url)
+        seen, silent, age, since_ping, unanswered = wire.seen, 0.0, 0.0, 0.0, 0.0
+        pong: Any = None
+        before = anyio.current_time()
+        while not self._ending:
+            await anyio.sleep(TICK_SECS)
+            if self._ending:
+                return
+            now = self._clock()
+            self._ask(now, self.provider.tick, now)
+            moment = anyio.current_time()
+            step = moment - before
+            before = moment
+            age += step
+            if self._carried and age >= HEALTHY_SECS:
+                self._healthy()
+            if self._renew_after is not None and age >= self._renew_after:
+                self.end(SessionError(f"{host}: renewed before the provider cuts it", code="renewed"))
+                return
+            step = min(step, 2 * TICK_SECS)
+            if wire.seen != seen or self._blocked is not None:
+                seen, silent = wire.seen, 0.0
+            else:
+                silent += step
+                if spec.silence_secs is not None and silent >= spec.silence_secs:
+                    text = f"{host}: nothing came for {spec.silence_secs:g} s"
+                    self.end(SessionStale(text, code="silence"))
+                    return
+            if pong is not None:
+                unanswered = 0.0 if self._blocked is not None else unanswered + step
+                if pong.done():
+                    pong = None
+                elif spec.pong_secs is not None and unanswered >= spec.pong_secs:
+                    self.end(SessionStale(f"{host}: no pong within {spec.pong_secs:g} s", code="pong"))
+                    return
+            since_ping += step
+            if spec.ping_secs is not None and pong is None and since_ping >= spec.ping_secs:
+                since_ping = unanswered = 0.0
+                # a peer that takes nothing at all must not hold up the ticks: then the ping counts as unanswered
+                pong = self.wire.loop.create_future()
+                with contextlib.suppress(ConnectionClosed), anyio.move_on_after(TICK_SECS):
+                    pong = await wire.ping()
+
+
+def _has_data(outputs: Sequence[Output]) -> bool:
+    return any(type(output) in CHANNEL_OF for output in outputs)
