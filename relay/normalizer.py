@@ -4,6 +4,7 @@ It drives the same provider, identity and numbering code as the live relay. A pr
 `shared` lives through all of them.
 """
 
+import contextlib
 from typing import Any, NamedTuple
 
 from relay import model
@@ -94,7 +95,9 @@ class Normalizer:
     def close(self, now_ns: int) -> list[Entry]:
         """End the session, if there is one."""
         if self.session is not None:
-            self._take(self.session.closed(now_ns), now_ns)
+            # a provider may ask here for a wait before the next session; without a connection there is none
+            with contextlib.suppress(SessionError):
+                self._take(self.session.closed(now_ns), now_ns)
             self.useless += self.session.useless
             self.session = None
             self.intake.closed(self.source, "1")

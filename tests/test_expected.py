@@ -28,9 +28,10 @@ FREE_STATUS = {
     "opened", "authenticated", "subscribed", "unsubscribed", "closed", "fresh", "stale", "resync", "degraded",
     "recovered",
 }  # fmt: skip
+_TICKATLAS = ["EURUSD", "XAUUSD", "GBPUSD", "USDJPY", "BTCUSD", "US30.CASH"]
 OPTIONS: dict[str, dict[str, Any]] = {
     "coinapi": {"api_key": "k"},
-    "tickatlas": {"api_key": "k", "quotes": ["EURUSD", "XAUUSD", "GBPUSD", "USDJPY", "BTCUSD", "US30.CASH"]},
+    "tickatlas": {"api_key": "k", "quotes": _TICKATLAS, "bars": {"1m": _TICKATLAS}},
 }
 SETUP: dict[str, Any] = {}
 """Per provider: a function of its own that makes and feeds sessions where the file needs more than a plain feed."""

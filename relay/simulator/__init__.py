@@ -2,7 +2,10 @@
 
 from collections.abc import Mapping
 
+from relay.simulator import tickatlas
 from relay.simulator.base import SideSpec
 
-SIDES: Mapping[str, SideSpec] = {}
+SIDES: Mapping[str, SideSpec] = {
+    "tickatlas": tickatlas.SIDE,
+}
 """Provider type to its side."""
