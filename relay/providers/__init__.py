@@ -2,9 +2,13 @@
 
 from collections.abc import Mapping
 
+from relay.providers import coinbase, tickatlas
 from relay.providers.base import ProviderSpec
 
-_SPECS: tuple[ProviderSpec, ...] = ()
+_SPECS: tuple[ProviderSpec, ...] = (
+    tickatlas.SPEC,
+    coinbase.SPEC,
+)
 
 PROVIDERS: Mapping[str, ProviderSpec] = {spec.name: spec for spec in _SPECS}
 """Name of the type to its spec, in the order in which documentation lists them."""
