@@ -25,7 +25,7 @@ from relay.model import Status
 from relay.outbox import Outbox
 from relay.providers.base import Frame, Planned, Provider, Reply, Request, Send, Shared, Subscription
 from relay.retry import Decision
-from relay.sink import Sink
+from relay.sink import Server, Sink
 from relay.topics import Topics
 
 DRAIN_SECS = 7.0
@@ -65,6 +65,7 @@ class Bridge:
         self._stop = anyio.Event()
         self.stopping = False
         self.outbox = Outbox(config.outbox.bytes_max, config.outbox.topic_bytes_max)
+        self.frame: Callable[[Feed, Frame], None] | None = None  # the journal's hook; none while nothing records
         self.sink: Sink
         self.intake: Intake
 
@@ -81,6 +82,7 @@ class Bridge:
                 self.server = EmbeddedServer(data, port=config.redis.port)
                 self.redis_url = await self.server.start()
                 stack.push_async_callback(self.server.stop)
+                self._leave_url(stack)
             else:
                 self.redis_url = config.redis.url
             simulated = [p for p in config.providers.values() if p.options.simulate]
@@ -94,6 +96,13 @@ class Bridge:
             self._build(embedded)
             yield self
 
+    def _leave_url(self, stack: contextlib.AsyncExitStack) -> None:
+        """Leave the bundled server's address in the state folder, for `relay tail`, while it runs."""
+        path = Path(self.config.state_dir) / "redis_url"
+        with contextlib.suppress(OSError):
+            path.write_text(self.redis_url + "\n")
+            stack.callback(path.unlink, missing_ok=True)
+
     def _build(self, embedded: bool) -> None:
         config = self.config
         prefix = config.redis.prefix
@@ -101,8 +110,7 @@ class Bridge:
             prefix = SIMULATED_PREFIX + prefix
         names = Topics(config.name, config.topics, prefix)
         self.sink = Sink(
-            url=self.redis_url,
-            settings=config.redis,
+            connect=self._target(),
             outbox=self.outbox,
             relay=config.name,
             prefix=prefix,
@@ -110,6 +118,10 @@ class Bridge:
             raise_floor=self.clock.raise_floor,
             on_event=self._sink_event,
             takeover=self.takeover,
+            stream_length_max=config.redis.stream_length_max,
+            retention_secs=int(config.redis.retention_secs),
+            streams_bytes_max=config.redis.streams_bytes_max,
+            pubsub=config.redis.pubsub,
         )
         self.intake = Intake(names, self.outbox, self.run, merge=config.merge)
         for name, section in config.providers.items():
@@ -134,6 +146,20 @@ class Bridge:
             limits = SharedLimits(section.spec.limits)
             for planned in section.connections:
                 state.feeds.append(self._feed(state, options, planned, limits))
+
+    def _target(self) -> Server:
+        """Where the sink writes: the bundled server, or what the config says."""
+        redis = self.config.redis
+        if self.server is not None:
+            return Server(self.redis_url)
+        return Server(
+            self.redis_url,
+            username=redis.username or None,
+            password=redis.password or None,
+            ca_file=redis.ca_file or None,
+            cert_file=redis.cert_file or None,
+            key_file=redis.key_file or None,
+        )
 
     def _feed(self, state: ProviderState, options: Any, planned: Planned, limits: SharedLimits) -> Feed:
         spec, shared = state.config.spec, state.shared
@@ -238,9 +264,6 @@ class Bridge:
         """Nothing more waits in the socket: let the sink write."""
         self.sink.notify()
 
-    frame: Callable[[Feed, Frame], None] | None = None
-    """The journal's hook; none while nothing records."""
-
     def sent(self, feed: Feed, send: Send | Request) -> None:
         """The journal's hook for what went out."""
 
@@ -261,15 +284,15 @@ class Bridge:
         error: SessionError | None,
         code: int | None,
         reason: str,
-        decision: Decision,
+        decision: Decision | None,
         now_ns: int,
     ) -> None:
-        """A session ended, or could not begin; `decision` says what follows."""
+        """A session ended, or could not begin; `decision` says what follows, None: nothing, we are stopping."""
         state = self.providers[feed.name]
         was_open = state.live.pop(feed.label, False)
         self.intake.closed(state.source, feed.label)
         text = error.text if error is not None else (f"closed {code} {reason}".strip() if code else "connection lost")
-        if self.stopping and error is None:
+        if decision is None:
             self._status(state, Status(event="closed", code=feed.label, text=text), now_ns)
             return
         what = {
@@ -309,8 +332,8 @@ class Bridge:
                 message.topic = str(fields["topic"])
             self.intake.status(None, message, self.clock())
 
-    def _server_event(self, name: str, fields: Mapping[str, Any]) -> None:
-        self.event("warning", f"bundled server {name}", **fields)
+    def _server_event(self, name: str, text: str) -> None:
+        self.event("warning", f"bundled server {name}", text=text)
 
     # -- state that outlives the process -------------------------------------------------------------------------
 
@@ -353,13 +376,23 @@ class Bridge:
 
 SINK_EVENTS: Mapping[str, tuple[str, str, model.StatusEvent | None]] = {
     "connected": ("info", "Redis is up", None),
-    "lost": ("warning", "Redis is away; sockets are kept, messages wait", None),
-    "recovered": ("info", "Redis is back", "recovered"),
-    "topic_blocked": ("error", "Redis refuses this topic; the others go on", "degraded"),
+    "lost": ("warning", "Redis is away: sockets are kept, messages wait", "degraded"),
+    "holding": ("warning", "Redis takes nothing: messages wait", "degraded"),
+    "flowing": ("info", "Redis is back", "recovered"),
+    "confirmed": ("info", "entries without an answer had arrived: none is written twice", None),
+    "fenced": ("error", "another relay of this name has taken over", None),
+    "lease_refused": ("error", "a relay of this name is running", None),
+    "topic_blocked": ("error", "Redis refuses this topic, the others go on", "degraded"),
     "topic_unblocked": ("info", "Redis takes this topic again", "recovered"),
-    "owned": ("error", "another relay owns this topic; it is not written", "refused"),
-    "redis_lost": ("error", "Redis came back with less than it had", "degraded"),
-    "oom_trimmed": ("warning", "Redis is out of memory; our oldest entries were trimmed", "degraded"),
+    "topic_taken": ("warning", "this topic was taken from its former owner", "notice"),
+    "foreign_entries": ("error", "somebody else has written to this topic, it is stopped", "degraded"),
+    "redis_lost": ("error", "Redis came back with less than it had taken", "degraded"),
+    "stream_gone": ("warning", "a stream was deleted, it goes on with what is new", "degraded"),
+    "restamped": ("warning", "the clock was behind the last run's: waiting entries got later times", None),
+    "oom_trimmed": ("warning", "Redis is out of memory: our oldest entries were trimmed", "degraded"),
+    "streams_trimmed": ("info", "oldest entries trimmed to the configured size", None),
+    "unpublished": ("warning", "stored, but not published: Redis refuses PUBLISH", "degraded"),
+    "stopped": ("debug", "sink stopped", None),
 }
 """What the sink tells: level, text, and the status message it becomes, if any."""
 

@@ -39,10 +39,11 @@ def command(
     from relay.cli._common import fail
 
     start = _start_id(since)
-    client = redis.Redis.from_url(url or _url(config), decode_responses=False, legacy_responses=False)
+    found, prefix = (url, "") if url else _url(config)
+    client = redis.Redis.from_url(found, decode_responses=False, legacy_responses=False)
     colour = sys.stdout.isatty()
     try:
-        _follow(client, topics, start, as_json, follow, colour)
+        _follow(client, prefix, topics, start, as_json, follow, colour)
     except redis.exceptions.ConnectionError as error:
         fail(f"Redis cannot be reached: {error}. Is the relay running? Name another server with --url.")
     except redis.exceptions.RedisError as error:
@@ -53,17 +54,17 @@ def command(
         pass
 
 
-def _url(config: str) -> str:
-    """The Redis of the config; for the bundled server the address that the running relay left."""
+def _url(config: str) -> tuple[str, str]:
+    """The Redis of the config and its prefix; for the bundled server the address that the running relay left."""
     from relay.cli._common import fail, read_config
 
     if not Path(config).exists():
-        return "redis://127.0.0.1:6379"
+        return "redis://127.0.0.1:6379", ""
     loaded = read_config(config)
     if loaded.redis.url != "embedded":
-        return str(loaded.redis.url)
+        return str(loaded.redis.url), str(loaded.redis.prefix)
     try:
-        return (Path(loaded.state_dir) / "redis_url").read_text().strip()
+        return (Path(loaded.state_dir) / "redis_url").read_text().strip(), str(loaded.redis.prefix)
     except OSError:
         fail(f"no relay with a bundled server runs here (from {config}); start one, or name a server with --url")
 
@@ -87,12 +88,19 @@ def _start_id(since: str | None) -> str | None:
     return f"{max(ms - 1, 0)}-{2**63}"
 
 
-def _follow(client: Any, patterns: Iterable[str], start: str | None, as_json: bool, follow: bool, colour: bool) -> None:
+def _follow(
+    client: Any, prefix: str, patterns: Iterable[str], start: str | None, as_json: bool, follow: bool, colour: bool
+) -> None:
     patterns = list(patterns)
     last: dict[bytes, str | bytes] = {}
     first, told = True, False
     while True:
-        known = [t for t in client.hkeys("relay:topics") if any(fnmatch.fnmatch(t.decode(), p) for p in patterns)]
+        known = [
+            topic
+            for key in ("relay:topics", "sim.relay:topics", f"{prefix}relay:topics")
+            for topic in client.hkeys(key)
+            if any(fnmatch.fnmatch(topic.decode(), p) for p in patterns)
+        ]
         if first:
             known += [p.encode() for p in patterns if not set(p) & set("*?[")]
         for topic in known:
