@@ -1,6 +1,14 @@
-"""What all tests share: the event loop, and the switch that rewrites recorded outputs."""
+"""What all tests share: the event loop, the server, and the switch that rewrites recorded outputs."""
 
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import anyio
 import pytest
+import redis
+
+from relay.embedded import EmbeddedServer
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -10,3 +18,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def _server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """One server for the whole run: the bundled one, or the one that RELAY_TEST_REDIS_URL names (it is emptied!)."""
+    other = os.environ.get("RELAY_TEST_REDIS_URL")
+    if other:
+        yield other
+        return
+    folder: Path = tmp_path_factory.mktemp("redis")
+    server = EmbeddedServer(folder, port=21_000)
+    # no task watches over it: a server that dies during the tests is to be seen
+    yield anyio.run(server.start)
+    anyio.run(server.stop)
+
+
+@pytest.fixture
+def redis_url(_server_url: str) -> str:
+    """URL of a real, empty server."""
+    with redis.Redis.from_url(_server_url) as client:
+        client.flushall()
+    return _server_url
