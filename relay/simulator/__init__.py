@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 
-from relay.simulator import tickatlas
+from relay.simulator import coinbase, tickatlas
 from relay.simulator.base import SideSpec
 
 SIDES: Mapping[str, SideSpec] = {
     "tickatlas": tickatlas.SIDE,
+    "coinbase": coinbase.SIDE,
 }
 """Provider type to its side."""
