@@ -146,6 +146,8 @@ class ChannelSpec:
     """A topic without a message for longer than this is stale (config: `stale_secs`)."""
     params: Literal["", "interval", "depth"] = ""
     """How the channel is configured: a list, or a mapping by interval (`1m`) or depth (`20`, `full`)."""
+    allowed: tuple[str, ...] = ()
+    """The intervals or depths that the provider has; empty: any."""
     account: bool = False
 
 
@@ -166,7 +168,21 @@ Secret = Annotated[str, Meta(extra={"secret": True}, description="A secret: by $
 """Marks an option as a secret: redacted everywhere; `relay.config` gives it a `<name>_file` twin."""
 
 
-class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Redacted:
+    """Mixed into a struct that holds secrets: its repr shows `***` in their place, also to rich and to loggers."""
+
+    __slots__ = ()
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        secrets = secret_options(type(self))
+        shown = [(name, getattr(self, name)) for name in getattr(self, "__struct_fields__", ())]
+        return [(name, "***" if name in secrets and value else value) for name, value in shown]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
+
+
+class Options(Redacted, Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What every provider section of relay.yaml may say; a provider's own options are a subclass.
 
     Symbols are raw ones, the provider's spelling.
@@ -362,7 +378,7 @@ def reject(reason: model.RejectReason, detail: str, frame: bytes | str | None = 
     return model.Reject(reason=reason, detail=detail[:500], frame=text, **header)
 
 
-def secret_options(options: type[Options]) -> list[str]:
+def secret_options(options: type[Any]) -> list[str]:
     """Names of the options that are secrets."""
     from msgspec import inspect
 
