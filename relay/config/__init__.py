@@ -1,0 +1,40 @@
+"""relay.yaml to frozen structs: strict, with the place of every error, and all errors at once.
+
+Pure: the environment, the reading of files and the table of providers are handed in. `document` makes a tree of nodes
+of the text, `values` reads nodes as the types of struct fields, `sections` and `redis_target` check what types cannot
+say, `planned` tells which topics come of it.
+"""
+
+from relay.config.addresses import shown_url
+from relay.config.loading import load, secrets_of
+from relay.config.planned import SIMULATED_PREFIX, PlannedTopic, data_dir_of, names_of, prefix_of, topics_of
+from relay.config.structs import (
+    EMBEDDED,
+    Config,
+    LogConfig,
+    OutboxConfig,
+    ProviderConfig,
+    RedisConfig,
+    Settings,
+    SimulatorConfig,
+)
+
+__all__ = [
+    "EMBEDDED",
+    "SIMULATED_PREFIX",
+    "Config",
+    "LogConfig",
+    "OutboxConfig",
+    "PlannedTopic",
+    "ProviderConfig",
+    "RedisConfig",
+    "Settings",
+    "SimulatorConfig",
+    "data_dir_of",
+    "load",
+    "names_of",
+    "prefix_of",
+    "secrets_of",
+    "shown_url",
+    "topics_of",
+]

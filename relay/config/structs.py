@@ -1,0 +1,133 @@
+"""What a configuration is once it is read: frozen structs, every default in one place.
+
+`Settings` is everything but the providers; a new section is a struct and one line in it. A field's description is its
+documentation, its type and Meta its check; `values.py` reads any of them.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta, Struct
+
+from relay.config.addresses import shown_url
+from relay.errors import Problem
+from relay.providers.base import Options, Planned, ProviderSpec, Redacted, Secret, Subscription
+
+NAME_PATTERN = r"^[a-z0-9_-]{1,32}$"
+"""The relay's name, our names of providers, account labels: they stand in topics and metrics."""
+EMBEDDED = "embedded"
+"""The `redis.url` that asks for the bundled server."""
+
+
+class RedisConfig(Redacted, Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where messages go, and how much is kept there."""
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [(name, shown_url(value) if name == "url" else value) for name, value in super().__rich_repr__()]
+
+    url: Annotated[
+        str,
+        Meta(
+            description="`embedded` (the bundled server), `redis://host:6379/0`, `rediss://` (TLS) or `unix:///path`."
+        ),
+    ] = EMBEDDED
+    username: Annotated[str, Meta(description="The ACL user, where the address does not name one.")] = ""
+    password: Annotated[Secret, Meta(description="The password, where the address does not hold one.")] = ""
+    ca_file: Annotated[str, Meta(description="PEM file of the authority that signed the server's certificate.")] = ""
+    cert_file: Annotated[str, Meta(description="PEM file of our own certificate; goes with `key_file`.")] = ""
+    key_file: Annotated[str, Meta(description="PEM file of the key of `cert_file`.")] = ""
+    prefix: Annotated[
+        str,
+        Meta(pattern=r"^[A-Za-z0-9._:-]{0,64}$", description="Put before the name of every topic: `prod.`."),
+    ] = ""
+    stream_length_max: Annotated[int, Meta(ge=1, le=1_000_000_000, description="Entries kept in each stream.")] = 10_000
+    retention_secs: Annotated[float, Meta(ge=0, description="Age at which entries are removed; 0: never by age.")] = 0
+    streams_bytes_max: Annotated[
+        int, Meta(ge=0, description="Memory that all streams of this relay together may take; 0: no bound.")
+    ] = 1024 * 1024 * 1024
+    pubsub: Annotated[bool, Meta(description="Also PUBLISH each message on the channel of the topic's name.")] = True
+    port: Annotated[int, Meta(ge=1, le=65535, description="Embedded only: the port to take, or the next free one.")] = (
+        6379
+    )
+    data_dir: Annotated[
+        str, Meta(description="Embedded only: the server's data; empty: `redis` (simulated: `sim`) under `state_dir`.")
+    ] = ""
+
+
+class OutboxConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What waits in memory for Redis."""
+
+    bytes_max: Annotated[int, Meta(ge=65_536, description="All topics together.")] = 64 * 1024 * 1024
+    topic_bytes_max: Annotated[int, Meta(ge=4096, description="One topic; not above `bytes_max`.")] = 16 * 1024 * 1024
+
+
+class LogConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The log on standard error."""
+
+    level: Annotated[
+        Literal["debug", "info", "warning", "error"], Meta(description="The least level that is written.")
+    ] = "info"
+    format: Annotated[Literal["auto", "text", "json"], Meta(description="`auto`: text on a terminal, JSON off it.")] = (
+        "auto"
+    )
+
+
+class SimulatorConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The built-in simulator that serves every provider with `simulate: true`."""
+
+    rate: Annotated[float, Meta(gt=0, le=1_000_000, description="Data messages per second on each connection.")] = 10.0
+    seed: Annotated[int, Meta(ge=0, description="Seed of the made-up prices: the same seed, the same walk.")] = 1
+    port: Annotated[int, Meta(ge=0, le=65535, description="Port on 127.0.0.1; 0: any free one.")] = 0
+
+
+class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The whole of relay.yaml but its providers."""
+
+    name: Annotated[
+        str,
+        Meta(
+            pattern=NAME_PATTERN,
+            description="This relay's name: in `status.<name>`, `deadletter.<name>` and the ownership of topics.",
+        ),
+    ] = "relay"
+    redis: RedisConfig = RedisConfig()
+    topics: Annotated[
+        dict[str, str], Meta(description="Templates of topic names by kind, where the default is not wanted.")
+    ] = {}
+    merge: Annotated[bool, Meta(description="Let several sources share one topic.")] = False
+    state_dir: Annotated[str, Meta(description="Folder of what the relay keeps between runs.")] = ".relay"
+    outbox: OutboxConfig = OutboxConfig()
+    log: LogConfig = LogConfig()
+    simulator: SimulatorConfig = SimulatorConfig()
+
+
+@dataclass(frozen=True)
+class ProviderConfig:
+    """One provider section."""
+
+    name: str
+    """Our name for it."""
+    spec: ProviderSpec
+    options: Options
+    """The provider's own struct; its repr hides secrets."""
+    subscriptions: list[Subscription]
+    connections: list[Planned]
+    line: int
+    """Line of the section in the file."""
+
+    @property
+    def account(self) -> str:
+        """Label of the account, for account topics."""
+        return getattr(self.options, "account", "") or "main"
+
+
+class Config(Settings, frozen=True, kw_only=True):
+    """A correct configuration. `warnings`: what works and should still be looked at, in file order."""
+
+    providers: dict[str, ProviderConfig] = {}
+    warnings: list[Problem] = []
+
+    @property
+    def all_simulated(self) -> bool:
+        """Whether nothing here is live."""
+        return bool(self.providers) and all(p.options.simulate for p in self.providers.values())
