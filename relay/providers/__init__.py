@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 
-from relay.providers import coinbase, tickatlas
+from relay.providers import coinapi, coinbase, tickatlas
 from relay.providers.base import ProviderSpec
 
 _SPECS: tuple[ProviderSpec, ...] = (
+    coinapi.SPEC,
     tickatlas.SPEC,
     coinbase.SPEC,
 )
