@@ -19,10 +19,23 @@ class Topic:
     `seq`, written by the intake: the last number given. `ids` and `data`: waiting, oldest first, what is in flight
     included. `last`, written by the sink: the newest entry id known to be in Redis (`0-0`: none), empty until the
     topic is fenced. `blocked`: why Redis takes nothing for this topic, empty when it does. `full`: blocked and at its
-    bound: the intake must refuse what comes for it.
+    bound: the intake must refuse what comes for it. `last_id`: the newest entry of an earlier run, where there is one.
     """
 
-    __slots__ = ("blocked", "data", "full", "ids", "kind", "last", "limit", "name", "provider", "seq", "size")
+    __slots__ = (
+        "blocked",
+        "data",
+        "full",
+        "ids",
+        "kind",
+        "last",
+        "last_id",
+        "limit",
+        "name",
+        "provider",
+        "seq",
+        "size",
+    )
 
     def __init__(self, name: str, kind: str, provider: str, limit: int) -> None:
         self.name, self.kind, self.provider = name, kind, provider
@@ -31,6 +44,7 @@ class Topic:
         self.data: list[bytes] = []
         self.size = 0
         self.last = ""
+        self.last_id: str | None = None
         self.blocked = ""
         self.full = False
         self.limit = limit
@@ -47,13 +61,26 @@ class Outbox:
     must wait (`Sink.room`). `held`: bytes of blocked topics, which do not make the others wait.
     """
 
-    __slots__ = ("_over", "bytes_max", "full", "held", "limit", "size", "topic_bytes_max", "topics", "waiting")
+    __slots__ = (
+        "_over",
+        "bytes_max",
+        "earlier",
+        "full",
+        "held",
+        "limit",
+        "size",
+        "topic_bytes_max",
+        "topics",
+        "waiting",
+    )
 
     def __init__(self, bytes_max: int, topic_bytes_max: int) -> None:
         self.bytes_max, self.topic_bytes_max = bytes_max, topic_bytes_max
         self.topics: dict[str, Topic] = {}
         self.waiting: dict[Topic, None] = {}
         """Topics with entries, blocked ones aside, in the order in which they are served."""
+        self.earlier: dict[str, str] = {}
+        """Newest entries of earlier runs by topic, known from the first contact with Redis on."""
         self.size = 0
         self.held = 0
         self.limit = bytes_max
@@ -65,6 +92,7 @@ class Outbox:
         topic = self.topics.get(name)
         if topic is None:
             topic = self.topics[name] = Topic(name, kind, provider, self.topic_bytes_max)
+            topic.last_id = self.earlier.get(name)
         return topic
 
     def add(self, topic: Topic, entry_id: str, body: bytes) -> None:

@@ -6,7 +6,6 @@ redis-py retries writes by default and so stores entries twice; here a call is s
 import contextlib
 import ssl
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -22,19 +21,18 @@ CALL_SECS = 5.0
 
 @dataclass(frozen=True)
 class Server:
-    """Where Redis is and how to log in. Files are read at each connect, so a rotated secret is taken up.
+    """Where Redis is and how to log in.
 
     `url`: redis://, rediss:// or unix://, with user, password and database in it if wanted. `timeout_secs`: for a
     connect and for each call.
     """
 
     url: str
-    username: str | None = None
-    password: str | None = None
-    password_file: str | None = None
-    ca_file: str | None = None
-    cert_file: str | None = None
-    key_file: str | None = None
+    username: str = ""
+    password: str = ""
+    ca_file: str = ""
+    cert_file: str = ""
+    key_file: str = ""
     timeout_secs: float = CALL_SECS
 
     def __repr__(self) -> str:
@@ -71,7 +69,7 @@ class Link:
     async def open(self) -> None:
         """Connect and log in."""
         await self.close()
-        connection = self._connection = await self._make()
+        connection = self._connection = self._make()
         try:
             with anyio.fail_after(self._server.timeout_secs):
                 await connection.connect()
@@ -82,26 +80,16 @@ class Link:
                 raise
             raise translated from error
 
-    async def _make(self) -> Any:
+    def _make(self) -> Any:
         server = self._server
-        try:
-            options: dict[str, Any] = dict(parse_url(server.url))
-            make = options.pop("connection_class", Connection)
-            if server.username:
-                options["username"] = server.username
-            if server.password:
-                options["password"] = server.password
-            if server.password_file:
-                options["password"] = (await anyio.Path(server.password_file).read_text()).strip()
-        except OSError as error:
-            raise LinkLost(f"cannot read redis.password_file: {error}") from error
-        for name, value in (
-            ("ssl_ca_certs", server.ca_file),
-            ("ssl_certfile", server.cert_file),
-            ("ssl_keyfile", server.key_file),
-        ):
-            if value:
-                options[name] = str(Path(value))
+        options: dict[str, Any] = dict(parse_url(server.url))
+        make = options.pop("connection_class", Connection)
+        if server.username:
+            options["username"] = server.username
+        if server.password:
+            options["password"] = server.password
+        files = {"ssl_ca_certs": server.ca_file, "ssl_certfile": server.cert_file, "ssl_keyfile": server.key_file}
+        options |= {name: value for name, value in files.items() if value}
         options |= {
             "client_name": self._client_name,
             "protocol": 2,

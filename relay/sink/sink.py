@@ -5,64 +5,26 @@ a time-out, half a reply) it connects again and asks Redis for the last id of ev
 arrived. Must never drop an entry, send one twice or stop for a topic that alone is refused.
 """
 
-import os
-import secrets
-import socket
+import contextlib
 import time
 from collections.abc import Callable
-from random import random
 from typing import Any
 
 import anyio
-import msgspec
 
 from relay import codec
+from relay.config.structs import RedisConfig
 from relay.outbox import ENTRY_COST, Outbox, Topic
-from relay.sink.functions import library
-from relay.sink.link import Link, LinkLost, ReplyError, Server
+from relay.sink.claim import Claim, Note, order
+from relay.sink.link import CALL_SECS, Link, LinkLost, ReplyError, Server
+from relay.sink.pace import Pace, SinkStats
 from relay.sink.reactions import Fenced, LeaseHeld, Unsupported, reaction
-from relay.sink.trim import retain, trim_oldest, trim_to_size
+from relay.sink.trim import Keeper
 
-ENTRIES_MAX = 1_000
-BYTES_MAX = 256 * 1024
-"""One call: about 2 ms of the server's time, so that nobody else waits for it [measured]."""
-SLOW_CALL_SECS = 0.05
-"""A call that takes longer makes the next ones smaller, down to these:"""
-ENTRIES_MIN = 10
-BYTES_MIN = 8 * 1024
-LEASE_MS = 1_500
-RENEW_SECS = LEASE_MS / 3000
-LEASE_PATIENCE_SECS = 2.0
-"""A killed relay's lease lapses in LEASE_MS; one that is still held after this is held by a living relay."""
-BACKOFF_FIRST_SECS, BACKOFF_CAP_SECS = 0.05, 2.0
 RIGHTS_SECS = 5.0
 """Least pause after a refused login: somebody has to change something first."""
 PROBE_SECS = 5.0
 """Blocked topics are tried again this often: the operator may have mended the cause."""
-KEEP_SECS = 10.0
-"""Retention and the bound over all streams are looked after this often."""
-FENCE_MAX = 500
-"""Topics in one fence call."""
-
-
-class SinkStats:
-    """Plain counters since the start; `call_secs` the time spent waiting for append calls."""
-
-    __slots__ = (
-        "batch_max", "bytes", "call_secs", "call_secs_max", "calls", "confirmed", "connects", "entries", "errors",
-        "gone", "lost", "refences", "restamped", "trimmed", "unpublished",
-    )  # fmt: skip
-
-    def __init__(self) -> None:
-        self.calls = self.entries = self.bytes = self.connects = 0
-        self.batch_max = 0
-        self.call_secs = self.call_secs_max = 0.0
-        self.confirmed = 0  # entries whose reply was lost and which Redis turned out to have
-        self.lost = 0  # topics for which Redis came back without acknowledged entries
-        self.gone = 0  # streams deleted by somebody
-        self.trimmed = 0  # entries trimmed by us outside XADD's MAXLEN
-        self.restamped = self.refences = self.unpublished = 0
-        self.errors: dict[str, int] = {}  # by reaction, and "lost"
 
 
 class _Again(Exception):
@@ -78,14 +40,16 @@ class Sink:
 
     `relay`: the name that owns topics. `prefix`: before the relay's own keys (`relay:epoch` ...), the same that the
     topics carry. `run`: ms of this start. `raise_floor`: called with a ms below which no new entry may be stamped.
-    `on_event(kind, fields)`: connected, lost, holding, flowing, fenced, lease_refused, topic_blocked, topic_unblocked,
-    foreign_entries, confirmed, redis_lost, stream_gone, restamped, oom_trimmed, streams_trimmed, unpublished, stopped.
+    `on_event(kind, fields)`: connected, lost, holding (Redis is up and takes nothing), recovered, lease_refused, fenced,
+    stopped; of topics owned, topic_blocked, topic_unblocked, topics_taken, foreign_entries, restamped, stream_gone,
+    unpublished; of entries confirmed (their reply was lost), redis_lost, oom_trimmed, streams_trimmed.
     """
 
     def __init__(
         self,
         *,
-        connect: Server,
+        url: str,
+        settings: RedisConfig,
         outbox: Outbox,
         relay: str,
         prefix: str,
@@ -93,36 +57,35 @@ class Sink:
         raise_floor: Callable[[int], None],
         on_event: Callable[[str, dict[str, Any]], None],
         takeover: bool = False,
-        stream_length_max: int = 10_000,
-        retention_secs: int = 0,
-        streams_bytes_max: int = 0,
-        pubsub: bool = True,
+        call_secs: float = CALL_SECS,
     ) -> None:
-        self.server, self.outbox, self.relay, self.prefix = connect, outbox, relay, prefix
-        self.run_ms = run
+        self.outbox = outbox
+        self.server = Server(
+            url,
+            settings.username,
+            settings.password,
+            settings.ca_file,
+            settings.cert_file,
+            settings.key_file,
+            call_secs,
+        )
         self._raise_floor, self._event = raise_floor, on_event
         self._takeover = takeover
-        self._options = (stream_length_max, retention_secs * 1000, 1 if pubsub else 0)
-        self._retention_ms, self._streams_bytes_max = retention_secs * 1000, streams_bytes_max
+        retention_ms = int(settings.retention_secs * 1000)
+        self._options = (settings.stream_length_max, retention_ms, int(settings.pubsub))
         self.ready = anyio.Event()
         self.stats = SinkStats()
-        self.epoch = 0
         self.state = "starting"
         """starting, flowing, holding (Redis is up and takes nothing), lost, stopped."""
-        self._link = Link(connect, f"relay:{relay}")
-        self._library = library()
-        self._append_name, self._fence_name, self._lease_name = self._library.names
-        self._lease_key = f"{prefix}relay:lease:{relay}"
-        self._lease_value = f"{secrets.token_hex(8)} {socket.gethostname()} pid {os.getpid()}"
-        self._epoch_key, self._topics_key = f"{prefix}relay:epoch", f"{prefix}relay:topics"
-        self._writers: dict[str, str] = {}
-        self._entries_max, self._bytes_max = ENTRIES_MAX, BYTES_MAX
+        self._link = Link(self.server, f"relay:{relay}")
+        self._claim = Claim(self._link, relay, prefix, run)
+        self._keeper = Keeper(self._link, self._claim, outbox, retention_ms, settings.streams_bytes_max)
+        self._pace = Pace(self.stats)
         self._said: tuple[str, Any] = ("", None)
         self._lost: list[str] = []  # what there is to tell once all topics have been looked at
         self._confirmed = 0
-        self._lease_until = self._renew_at = self._probe_at = self._keep_at = 0.0
+        self._probe_at = 0.0
         self._resumed = False
-        self._tries = 0
         self._stopping = False
         self._idle = False
         self._wake = anyio.Event()
@@ -170,7 +133,9 @@ class Sink:
                     await self._live()
         finally:
             with anyio.CancelScope(shield=True), anyio.move_on_after(1.0):
-                await self._release()
+                if self._link.up:
+                    with contextlib.suppress(LinkLost, ReplyError):  # it lapses by itself soon
+                        await self._claim.release()
             await self._link.close()
             self.state = "stopped"
             self._ended.set()
@@ -194,15 +159,21 @@ class Sink:
             await self._link.close()
             if self._stopping:
                 return
-            self._count("lost")
+            self._pace.failed("lost")
             self._enter("lost", {"error": str(error), "waiting": self.outbox.entries(), "server": self.server.where})
             await self._pause()
+        except LeaseHeld as error:
+            self._event("lease_refused", {"why": str(error)})
+            raise
+        except Fenced as error:
+            self._event("fenced", {"why": str(error), "waiting": self.outbox.entries()})
+            raise
         except (ReplyError, _Again) as error:
             await self._react(error if isinstance(error, _Again) else self._judge(str(error)))
 
     def _judge(self, reply: str) -> _Again:
         what, text = reaction(reply)
-        self._count(what)
+        self._pace.failed(what)
         if what == "unsupported":
             raise Unsupported(f"{self.server.where}: {text} ({reply})")
         return _Again(what, text, reply)
@@ -215,7 +186,7 @@ class Sink:
             # nothing was written; a server that lost its functions may have lost more, so all is asked again
             self._resumed = False
             try:
-                await self._load()
+                await self._claim.load()
                 return
             except ReplyError as refused:
                 error = self._judge(str(refused))
@@ -230,10 +201,7 @@ class Sink:
 
     async def _pause(self, least_secs: float = 0.0) -> None:
         """Wait before the next try: at once the first time, then full jitter. `stop` ends it."""
-        self._tries += 1
-        secs = least_secs
-        if self._tries > 1:
-            secs += random() * min(BACKOFF_CAP_SECS, BACKOFF_FIRST_SECS * 2 ** min(self._tries, 20))
+        secs = least_secs + self._pace.pause_secs()
         if secs and not self._stopping:
             self._wake = anyio.Event()
             self._idle = False  # what the feeds add is no reason to try earlier
@@ -250,9 +218,12 @@ class Sink:
 
     def _flow(self) -> None:
         """A write went well, or there is nothing to write: all is well again."""
-        self._tries = 0
+        self._pace.tries = 0
         if self.state != "flowing":
-            self._enter("flowing", {"waiting": self.outbox.entries()})
+            was, self.state = self.state, "flowing"
+            self._said = ("", None)
+            if was != "starting":
+                self._event("recovered", {"waiting": self.outbox.entries()})
 
     def _tell(self) -> None:
         """Say together what was found topic by topic."""
@@ -263,242 +234,78 @@ class Sink:
             self._event("confirmed", {"entries": self._confirmed})
             self._confirmed = 0
 
-    def _count(self, what: str) -> None:
-        self.stats.errors[what] = self.stats.errors.get(what, 0) + 1
-
     def _turn(self, name: str) -> None:
         """Wake all who wait for an event and put a new one in its place."""
         event: anyio.Event = getattr(self, name)
         setattr(self, name, anyio.Event())
         event.set()
 
-    # lease, epoch, fence
+    # which topics are ours
 
     async def _resume(self) -> None:
         """Make sure of lease and topics: at the first contact, after each connect, and when Redis has lost keys."""
-        if not self.epoch:
-            await self._first_contact()
+        claim, outbox = self._claim, self.outbox
+        if not claim.epoch:
+            await claim.load()
+            if not await claim.acquire(takeover=self._takeover, stopping=lambda: self._stopping):
+                return
+            outbox.earlier = await claim.begin(list(outbox.topics))
+            newest = max((order(last)[0] for last in outbox.earlier.values()), default=0)
+            if newest:
+                self._raise_floor(newest + 1)
+            for topic in outbox.topics.values():
+                topic.last_id = outbox.earlier.get(topic.name)
         else:
-            await self._renew()
+            await claim.renew()
             self.stats.refences += 1
-        await self._fence([topic for topic in self.outbox.topics.values() if topic.blocked != "foreign"])
+        await self._fence([topic for topic in outbox.topics.values() if topic.blocked != "foreign"])
         self._resumed = True
         self.ready.set()
 
-    async def _first_contact(self) -> None:
-        await self._load()
-        await self._acquire()
-        epoch = int(await self._link.call("INCR", self._epoch_key))
-        ours = list(dict.fromkeys([*await self._ours(), *self.outbox.topics]))
-        while True:
-            try:
-                self.epoch = epoch
-                await self._fence_earlier(ours)
-                return
-            except Fenced as error:
-                # the epoch counter was lost (restored or flushed), the topics' epochs were not: go above them
-                self.epoch = 0
-                epoch = max(epoch, error.args[1]) + 1
-            except BaseException:
-                self.epoch = 0
-                raise
-
-    async def _load(self) -> None:
-        """Load the function library unless this server has it; never replaces anybody's."""
-        listed = await self._link.call("FUNCTION", "LIST", "LIBRARYNAME", self._library.name)
-        if not listed:
-            try:
-                await self._link.call("FUNCTION", "LOAD", self._library.text)
-            except ReplyError as error:
-                if "already exists" not in str(error):  # another relay of this version was faster
-                    raise
-
-    async def _acquire(self) -> None:
-        """Take the lease on the relay's name. Raises: LeaseHeld after LEASE_PATIENCE_SECS."""
-        deadline = time.monotonic() + LEASE_PATIENCE_SECS
-        while True:
-            before = time.monotonic()
-            only_new = () if self._takeover else ("NX",)
-            taken = await self._link.call("SET", self._lease_key, self._lease_value, "PX", LEASE_MS, *only_new)
-            if taken is None:
-                holder = await self._link.call("GET", self._lease_key) or b""
-                if holder.decode() != self._lease_value:
-                    if before >= deadline:
-                        who = holder.decode(errors="replace").partition(" ")[2] or "unknown"
-                        self._event("lease_refused", {"holder": who})
-                        raise LeaseHeld(
-                            f"a relay named {self.relay!r} already runs ({who}) and writes to {self.server.where}: "
-                            "stop it, give this one another `name`, or start it with --takeover"
-                        )
-                    if self._stopping:
-                        raise LinkLost("stopped")
-                    self._wake = anyio.Event()
-                    with anyio.move_on_after(0.1):
-                        await self._wake.wait()
-                    continue
-            self._leased(before)
-            return
-
-    def _leased(self, before: float) -> None:
-        self._lease_until = before + LEASE_MS / 1000
-        self._renew_at = before + RENEW_SECS
-
-    @property
-    def leased(self) -> bool:
-        """Whether the name is surely ours at this moment. Safety does not rest on it but on the epoch."""
-        return time.monotonic() < self._lease_until
-
-    async def _renew(self) -> None:
-        before = time.monotonic()
-        reply = await self._link.call("FCALL", self._lease_name, 1, self._lease_key, self._lease_value, LEASE_MS)
-        if isinstance(reply, bytes):
-            self._fenced(f"the lease is held by {reply.decode(errors='replace').partition(' ')[2]}", self.epoch)
-        self._leased(before)
-
-    async def _release(self) -> None:
-        if self._lease_until and self._link.up:
-            try:
-                await self._link.call("FCALL", self._lease_name, 1, self._lease_key, self._lease_value, 0)
-            except (LinkLost, ReplyError):
-                pass  # it lapses by itself in LEASE_MS
-
-    def _fenced(self, why: str, epoch: int) -> None:
-        self._event("fenced", {"why": why, "waiting": self.outbox.entries()})
-        raise Fenced(
-            f"another relay named {self.relay!r} has taken over ({why}): this one stops writing to {self.server.where}",
-            epoch,
-        )
-
-    async def _ours(self) -> list[str]:
-        """Names of the topics that this relay wrote in earlier runs."""
-        listed = await self._link.call("HGETALL", self._topics_key)
-        ours = []
-        for name, text in zip(listed[::2], listed[1::2], strict=True):
-            try:
-                if msgspec.json.decode(text).get("relay") == self.relay:
-                    ours.append(name.decode())
-            except (msgspec.DecodeError, AttributeError, UnicodeDecodeError):
-                continue  # not written by us
-        return ours
-
-    async def _fence_earlier(self, names: list[str]) -> None:
-        """Fence topics of earlier runs: a relay of the past cannot write any more, the clock starts above their ids."""
-        floor = -1
-        for note in await self._fence_call(names):
-            kind, _, rest = note.partition(" ")
-            if kind == "OK":
-                floor = max(floor, *(order(entry_id)[0] for entry_id in rest.split(" ")))
-            elif kind == "FENCED":
-                raise Fenced(note, int(rest))
-        if floor >= 0:
-            self._raise_floor(floor + 1)
-
-    async def _fence(self, topics: list[Topic]) -> None:
+    async def _fence(self, topics: list[Topic], *may: str) -> None:
         """Fence topics and square what waits in them with what Redis says it has."""
         if not topics:
             return
-        fresh = [topic for topic in topics if not topic.last]
-        notes = await self._fence_call([topic.name for topic in topics])
-        refused: dict[str, list[Topic]] = {}
-        for topic, note in zip(topics, notes, strict=True):
-            kind, _, rest = note.partition(" ")
-            if kind == "OK":
-                if topic.blocked and topic.blocked != "foreign":
-                    self.outbox.unblock(topic)
-                    self._event("topic_unblocked", {"topic": topic.name, "waiting": len(topic.ids)})
-                last, _, top = rest.partition(" ")
-                if topic.last:
-                    self._settle(topic, last)
-                else:
-                    self._begin(topic, last, top)
-            elif kind == "FENCED":
-                if topic.last:
-                    self._fenced(f"epoch {rest} is newer than ours, {self.epoch}", int(rest))
-                # never ours in this run, the name is: keys of earlier runs survived a loss of the epoch; go above
-                await self._renew()
-                self.epoch = int(rest) + 1
-                raise _Again("fence", "a topic has a newer epoch", note)
-            elif kind == "OWNED":
-                refused.setdefault(rest, []).append(topic)
+        owned: dict[str, list[Topic]] = {}
+        for topic, note in zip(topics, await self._claim.fence([topic.name for topic in topics], *may), strict=True):
+            if note.kind == "OK":
+                self._welcome(topic, note)
+            elif note.kind == "OWNED":
+                owned.setdefault(note.last, []).append(topic)
+            elif note.kind == "FENCED" and topic.last:
+                raise self._claim.fenced(f"epoch {note.last} is newer than ours, {self._claim.epoch}")
+            elif note.kind == "FENCED":
+                # not ours in this run, but the name is: keys of an earlier run survived a loss of the epoch; go above
+                await self._claim.renew()
+                self._claim.epoch = int(note.last) + 1
+                raise _Again("fence", "a topic has a newer epoch", note.last)
             else:
-                self._block(topic, rest)
-        for owner, owned in refused.items():
-            await self._owned(owner, owned)
-        await self._register(fresh if self._resumed else topics)
-        self._tell()
-
-    async def _fence_call(self, names: list[str], *may: str) -> list[str]:
-        notes: list[str] = []
-        for start in range(0, len(names), FENCE_MAX):
-            part = names[start : start + FENCE_MAX]
-            keys = [key for name in part for key in (name, self._writer(name))]
-            try:
-                reply = await self._link.call(
-                    "FCALL", self._fence_name, 1 + len(keys), self._epoch_key, *keys, self.relay, self.epoch, *may
-                )
-            except ReplyError as error:
-                if reaction(str(error))[0] != "isolate":
-                    raise
-                if len(part) == 1:
-                    notes.append(f"ERROR {error}")
-                else:
-                    notes += [note for name in part for note in await self._fence_call([name], *may)]
+                self._block(topic, note.last)
+        for owner, theirs in owned.items():
+            lives = await self._claim.lives(owner)
+            if self._takeover and not lives and owner not in may:
+                self._event("topics_taken", {"owner": owner, "topics": len(theirs), "names": _some(theirs)})
+                await self._fence(theirs, owner)
                 continue
-            notes += [note.decode(errors="replace") for note in reply]
-        return notes
-
-    async def _owned(self, owner: str, topics: list[Topic]) -> None:
-        """Topics of another relay: refused, unless that one is gone and --takeover was given."""
-        lives = bool(await self._link.call("EXISTS", f"{self.prefix}relay:lease:{owner}"))
-        if self._takeover and not lives:
-            notes = await self._fence_call([topic.name for topic in topics], owner)
-            for topic, note in zip(topics, notes, strict=True):
-                kind, _, rest = note.partition(" ")
-                if kind == "OK":
-                    last, _, top = rest.partition(" ")
-                    if topic.blocked:
-                        self.outbox.unblock(topic)
-                    self._event("topic_taken", {"topic": topic.name, "owner": owner})
-                    self._begin(topic, last, top)
-                else:
-                    self._block(topic, f"OWNED {owner}")
-            return
-        for topic in topics:
             cure = (
-                "stop it first, or give one of the two another prefix or template"
+                "it runs; stop it, or give one of the two another prefix or template"
                 if lives
                 else "it does not run; start this one with --takeover to take its topics over"
             )
-            self._block(topic, f"OWNED {owner}", f"the topic belongs to the relay {owner!r}: {cure}")
+            for topic in theirs:
+                self._block(topic, f"OWNED {owner}", f"the topic belongs to the relay {owner!r}: {cure}")
+        await self._claim.register([topic for topic in topics if topic.last and not topic.blocked])
+        self._tell()
 
-    async def _register(self, topics: list[Topic]) -> None:
-        """Note topics in relay:topics, so that readers need not SCAN."""
-        if not topics:
-            return
-        known = await self._link.call("HMGET", self._topics_key, *[topic.name for topic in topics])
-        fields: list[str | bytes] = []
-        for topic, text in zip(topics, known, strict=True):
-            if topic.blocked or not topic.last:
-                continue
-            entry = {"kind": topic.kind, "provider": topic.provider, "relay": self.relay}
-            first = self.run_ms
-            if text:
-                try:
-                    old = msgspec.json.decode(text)
-                    first = int(old.get("first_seen", first))
-                    if {name: old.get(name) for name in entry} == entry:
-                        continue
-                except (msgspec.DecodeError, AttributeError, ValueError, TypeError):
-                    pass
-            fields += [topic.name, msgspec.json.encode({**entry, "first_seen": first})]
-        if fields:
-            await self._link.call("HSET", self._topics_key, *fields)
-
-    def _writer(self, name: str) -> str:
-        writer = self._writers.get(name)
-        if writer is None:
-            writer = self._writers[name] = f"{self.prefix}relay:writer:{{{name}}}"
-        return writer
+    def _welcome(self, topic: Topic, note: Note) -> None:
+        """A topic is ours: go on behind what Redis has of it."""
+        if topic.blocked and topic.blocked != "foreign":
+            self.outbox.unblock(topic)
+            self._event("topic_unblocked", {"topic": topic.name, "waiting": len(topic.ids)})
+        if topic.last:
+            self._settle(topic, note.last)
+        else:
+            self._begin(topic, note.last, note.top)
 
     # what Redis has
 
@@ -553,9 +360,10 @@ class Sink:
         if not topic.blocked:
             what, told = ("foreign", text) if reply == "foreign" else reaction(reply)
             self.outbox.block(topic, "foreign" if what == "foreign" else reply)
-            self._count("foreign" if what == "foreign" else "block")
+            self._pace.failed("foreign" if what == "foreign" else "block")
             self._probe_at = time.monotonic() + PROBE_SECS
-            self._event("topic_blocked", {"topic": topic.name, "reason": reply, "text": text or told})
+            kind = "owned" if reply.startswith("OWNED ") else "topic_blocked"
+            self._event(kind, {"topic": topic.name, "reason": reply, "text": text or told})
             self._turn("_progress")
             if not self.outbox.full:
                 self._turn("_room")
@@ -566,15 +374,15 @@ class Sink:
         outbox = self.outbox
         while not self._stopping:
             now = time.monotonic()
-            if now >= self._renew_at:
-                await self._renew()
+            if now >= self._claim.renew_at:
+                await self._claim.renew()
                 await self._look_after(now)
-            batch = outbox.take(self._entries_max, self._bytes_max)
+            batch = outbox.take(self._pace.entries_max, self._pace.bytes_max)
             if not batch:
                 self._flow()
                 self._wake = anyio.Event()
                 self._idle = True
-                with anyio.move_on_after(self._renew_at - now):
+                with anyio.move_on_after(self._claim.renew_at - now):
                     await self._wake.wait()
                 self._idle = False
                 continue
@@ -586,10 +394,12 @@ class Sink:
                 await self._append(batch)
 
     async def _append(self, batch: list[tuple[Topic, int]]) -> None:
-        args: list[Any] = ["FCALL", self._append_name, 2 * len(batch)]
+        claim = self._claim
+        writer = claim.writer
+        args: list[Any] = ["FCALL", claim.append_name, 2 * len(batch)]
         for topic, _ in batch:
-            args += (topic.name, self._writer(topic.name))
-        args += (self.relay, self.epoch, *self._options)
+            args += (topic.name, writer(topic.name))
+        args += (claim.relay, claim.epoch, *self._options)
         entries = 0
         for topic, count in batch:
             args += (topic.last, count)
@@ -608,7 +418,7 @@ class Sink:
             for one in batch:  # one of the topics is not ours to write: only it may stop
                 await self._append([one])
             return
-        self._paced(time.monotonic() - before, entries)
+        self._pace.answered(time.monotonic() - before, entries)
         stopped, problem = self._read_notes(batch, notes) if notes else ({}, None)
         for number, (topic, count) in enumerate(batch):
             if number not in stopped:
@@ -638,7 +448,7 @@ class Sink:
                 continue
             stopped[number] = kind
             if kind == "FENCED":
-                self._fenced(f"epoch {rest} is newer than ours, {self.epoch}", int(rest))
+                raise self._claim.fenced(f"epoch {rest} is newer than ours, {self._claim.epoch}")
             elif kind == "OWNED":
                 self._block(topic, f"OWNED {rest}", f"the relay {rest!r} has taken this topic over")
             elif kind == "MISMATCH":
@@ -666,57 +476,25 @@ class Sink:
         if was_full and not outbox.full:
             self._turn("_room")
 
-    def _paced(self, secs: float, entries: int) -> None:
-        """Count a call, and send less at once while Redis is slow."""
-        stats = self.stats
-        stats.calls += 1
-        stats.call_secs += secs
-        if secs > stats.call_secs_max:
-            stats.call_secs_max = secs
-        if entries > stats.batch_max:
-            stats.batch_max = entries
-        if secs > SLOW_CALL_SECS:
-            self._entries_max = max(ENTRIES_MIN, self._entries_max // 2)
-            self._bytes_max = max(BYTES_MIN, self._bytes_max // 2)
-        elif self._entries_max < ENTRIES_MAX or self._bytes_max < BYTES_MAX:
-            self._entries_max = min(ENTRIES_MAX, self._entries_max + self._entries_max // 8 + 1)
-            self._bytes_max = min(BYTES_MAX, self._bytes_max + self._bytes_max // 8)
-
-    # looking after what is in Redis
+    # between two calls
 
     async def _look_after(self, now: float) -> None:
-        """Between two calls: try blocked topics again, keep retention and the bound over all streams."""
+        """Try blocked topics again, keep retention and the bound over all streams."""
         if now >= self._probe_at:
             self._probe_at = now + PROBE_SECS
             await self._fence([topic for topic in self.outbox.blocked() if topic.blocked != "foreign"])
-        if now < self._keep_at:
-            return
-        self._keep_at = now + KEEP_SECS
-        names = [topic.name for topic in self.outbox.topics.values() if topic.last and not topic.blocked]
-        if self._retention_ms:
-            newest = max((order(topic.last)[0] for topic in self.outbox.topics.values() if topic.last), default=0)
-            if newest > self._retention_ms:
-                self.stats.trimmed += await retain(self._link, names, newest - self._retention_ms)
-        if self._streams_bytes_max:
-            trimmed, size = await trim_to_size(self._link, names, self._streams_bytes_max)
-            if trimmed:
-                self.stats.trimmed += trimmed
-                self._event("streams_trimmed", {"entries": trimmed, "bytes": size})
+        trimmed, size = await self._keeper.keep(now)
+        self.stats.trimmed += trimmed
+        if size:
+            self._event("streams_trimmed", {"entries": trimmed, "bytes": size})
 
     async def _trim(self) -> None:
         """Redis is at maxmemory: make room from our own oldest entries."""
-        try:
-            ours = {topic.name for topic in self.outbox.topics.values() if topic.last and not topic.blocked}
-            trimmed = await trim_oldest(self._link, [*ours.union(await self._ours())])
-        except ReplyError:
-            return  # it takes not even that; the pause and the next try follow
-        except LinkLost:
-            return  # the next try sees it too
-        self.stats.trimmed += trimmed
-        self._event("oom_trimmed", {"entries": trimmed})
+        with contextlib.suppress(LinkLost, ReplyError):  # the next try meets it again
+            trimmed = await self._keeper.make_room()
+            self.stats.trimmed += trimmed
+            self._event("oom_trimmed", {"entries": trimmed})
 
 
-def order(entry_id: str) -> tuple[int, int]:
-    """Give an entry id as two numbers, to compare."""
-    ms, _, seq = entry_id.partition("-")
-    return int(ms), int(seq or 0)
+def _some(topics: list[Topic]) -> list[str]:
+    return [topic.name for topic in topics[:10]]

@@ -4,12 +4,48 @@ which a server at maxmemory still takes.
 
 from collections.abc import Sequence
 
+from relay.outbox import Outbox
+from relay.sink.claim import Claim, order
 from relay.sink.link import Link
 
+KEEP_SECS = 10.0
+"""Retention and the bound over all streams are looked after this often."""
 CHUNK = 200
 """Commands sent together: short enough that a lease or an append does not wait."""
 KEEP_MIN = 100
 """Entries of each topic that are never trimmed for room: below that it is not us who fill the server."""
+
+
+class Keeper:
+    """Keeps what is in Redis within bounds: age and memory over all streams, room when the server is full."""
+
+    def __init__(self, link: Link, claim: Claim, outbox: Outbox, retention_ms: int, bytes_max: int) -> None:
+        self._link, self._claim, self._outbox = link, claim, outbox
+        self._retention_ms, self._bytes_max = retention_ms, bytes_max
+        self._next = 0.0
+
+    async def keep(self, now: float) -> tuple[int, int]:
+        """Look after age and memory when it is time. Give entries removed, and the memory found if it was too much."""
+        if now < self._next:
+            return 0, 0
+        self._next = now + KEEP_SECS
+        topics = [topic for topic in self._outbox.topics.values() if topic.last and not topic.blocked]
+        names = [topic.name for topic in topics]
+        removed = 0
+        if self._retention_ms:
+            newest = max((order(topic.last)[0] for topic in topics), default=0)
+            if newest > self._retention_ms:
+                removed += await retain(self._link, names, newest - self._retention_ms)
+        if self._bytes_max:
+            trimmed, size = await trim_to_size(self._link, names, self._bytes_max)
+            if trimmed:
+                return removed + trimmed, size
+        return removed, 0
+
+    async def make_room(self) -> int:
+        """Trim a quarter of all our streams, those of earlier runs too. Give the number of entries removed."""
+        ours = {topic.name for topic in self._outbox.topics.values() if topic.last and not topic.blocked}
+        return await trim_oldest(self._link, [*ours.union(await self._claim.ours())])
 
 
 async def trim_oldest(link: Link, names: Sequence[str]) -> int:

@@ -1,0 +1,205 @@
+"""What makes this relay the one writer: the lease on its name, the epoch in every write, the fence on each topic.
+
+The lease decides who should write and keeps a second relay of the name from starting by mistake. Safety rests on the
+epoch alone: a relay that slept through its lease finds a newer epoch at its topics and cannot write.
+"""
+
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import anyio
+import msgspec
+
+from relay.outbox import Topic
+from relay.sink.functions import library
+from relay.sink.link import Link, ReplyError
+from relay.sink.reactions import Fenced, LeaseHeld, reaction
+
+LEASE_MS = 1_500
+RENEW_SECS = LEASE_MS / 3000
+PATIENCE_SECS = 2.0
+"""A killed relay's lease lapses in LEASE_MS; one that is still held after this is held by a living relay."""
+FENCE_MAX = 500
+"""Topics in one fence call."""
+
+
+class Note(NamedTuple):
+    """What the fence said of a topic: OK (last, top), FENCED (last: the epoch), OWNED (last: the owner), ERROR."""
+
+    kind: str
+    last: str
+    top: str = ""
+
+
+class Claim:
+    """Lease, epoch and writer keys of one relay. `epoch` 0: nothing claimed yet."""
+
+    def __init__(self, link: Link, relay: str, prefix: str, run: int) -> None:
+        self.link, self.relay, self.prefix, self.run = link, relay, prefix, run
+        self.epoch = 0
+        self.library = library()
+        self.append_name, self._fence_name, self._lease_name = self.library.names
+        self.lease_key = f"{prefix}relay:lease:{relay}"
+        self.epoch_key, self.topics_key = f"{prefix}relay:epoch", f"{prefix}relay:topics"
+        self._value = f"{secrets.token_hex(8)} {socket.gethostname()} pid {os.getpid()}"
+        self._until = 0.0
+        self.renew_at = 0.0
+        self._writers: dict[str, str] = {}
+
+    def writer(self, name: str) -> str:
+        """Give a topic's writer key, in the same cluster slot as the stream."""
+        writer = self._writers.get(name)
+        if writer is None:
+            writer = self._writers[name] = f"{self.prefix}relay:writer:{{{name}}}"
+        return writer
+
+    async def load(self) -> None:
+        """Load the function library unless this server has it; never replaces anybody's."""
+        if not await self.link.call("FUNCTION", "LIST", "LIBRARYNAME", self.library.name):
+            try:
+                await self.link.call("FUNCTION", "LOAD", self.library.text)
+            except ReplyError as error:
+                if "already exists" not in str(error):  # another relay of this version was faster
+                    raise
+
+    # the lease
+
+    @property
+    def held(self) -> bool:
+        """Whether the name is surely ours at this moment, counted from before the request that took it."""
+        return time.monotonic() < self._until
+
+    def _taken(self, before: float) -> None:
+        self._until = before + LEASE_MS / 1000
+        self.renew_at = before + RENEW_SECS
+
+    async def acquire(self, *, takeover: bool, stopping: Callable[[], bool]) -> bool:
+        """Take the lease on the relay's name; False where `stopping` came first. Raises: LeaseHeld."""
+        deadline = time.monotonic() + PATIENCE_SECS
+        only_new = () if takeover else ("NX",)
+        while not stopping():
+            before = time.monotonic()
+            if await self.link.call("SET", self.lease_key, self._value, "PX", LEASE_MS, *only_new):
+                self._taken(before)
+                return True
+            holder = ((await self.link.call("GET", self.lease_key)) or b"").decode(errors="replace")
+            if holder == self._value:  # the reply that said so was lost
+                await self.renew()
+                return True
+            if holder and before >= deadline:
+                raise LeaseHeld(
+                    f"a relay named {self.relay!r} already runs ({_who(holder)}): stop it, give this one another "
+                    "`name`, or start it with --takeover"
+                )
+            await anyio.sleep(0.1)
+        return False
+
+    async def renew(self) -> None:
+        """Hold the lease on, or take it again where it lapsed. Raises: Fenced where somebody else has it."""
+        before = time.monotonic()
+        holder = await self.link.call("FCALL", self._lease_name, 1, self.lease_key, self._value, LEASE_MS)
+        if isinstance(holder, bytes):
+            raise self.fenced(f"its lease is held by {_who(holder.decode(errors='replace'))}")
+        self._taken(before)
+
+    async def release(self) -> None:
+        """Give the lease back, if it is ours."""
+        if self._until:
+            await self.link.call("FCALL", self._lease_name, 1, self.lease_key, self._value, 0)
+
+    def fenced(self, why: str) -> Fenced:
+        """Make the error that ends this relay."""
+        return Fenced(f"another relay named {self.relay!r} has taken over ({why}): this one stops writing")
+
+    # epoch and fence
+
+    async def begin(self, names: Sequence[str]) -> dict[str, str]:
+        """Take a new epoch and fence the topics of earlier runs and `names`. Give the newest entry of each."""
+        epoch = int(await self.link.call("INCR", self.epoch_key))
+        names = list(dict.fromkeys([*await self.ours(), *names]))
+        while True:
+            notes = await self.fence(names, epoch=epoch)
+            newer = [int(note.last) for note in notes if note.kind == "FENCED"]
+            if not newer:
+                self.epoch = epoch
+                newest = {
+                    name: max(note.last, note.top, key=order)
+                    for name, note in zip(names, notes, strict=True)
+                    if note.kind == "OK"
+                }
+                return {name: last for name, last in newest.items() if order(last) > (0, 0)}
+            # the counter was lost or restored, the topics' epochs were not; the lease is ours, so go above them
+            epoch = max(newer) + 1
+
+    async def fence(self, names: Sequence[str], *may: str, epoch: int = 0) -> list[Note]:
+        """Set our epoch at topics. `may`: relays whose topics may be taken. Gives a note a name, in order."""
+        notes: list[Note] = []
+        for start in range(0, len(names), FENCE_MAX):
+            part = names[start : start + FENCE_MAX]
+            keys = [key for name in part for key in (name, self.writer(name))]
+            command = ("FCALL", self._fence_name, 1 + len(keys), self.epoch_key, *keys)
+            try:
+                replies = await self.link.call(*command, self.relay, epoch or self.epoch, *may)
+            except ReplyError as error:
+                if reaction(str(error))[0] != "isolate":
+                    raise
+                if len(part) == 1:
+                    notes.append(Note("ERROR", str(error)))
+                else:  # one of these keys is forbidden: find it
+                    notes += [note for name in part for note in await self.fence([name], *may, epoch=epoch)]
+                continue
+            for reply in replies:
+                kind, _, rest = reply.decode(errors="replace").partition(" ")
+                notes.append(Note(kind, *rest.split(" ")) if kind == "OK" else Note(kind, rest))
+        return notes
+
+    async def lives(self, relay: str) -> bool:
+        """Tell whether a relay of this name runs."""
+        return bool(await self.link.call("EXISTS", f"{self.prefix}relay:lease:{relay}"))
+
+    # relay:topics
+
+    async def ours(self) -> list[str]:
+        """Names of the topics that this relay has written, now or in earlier runs."""
+        listed = await self.link.call("HGETALL", self.topics_key)
+        ours = []
+        for name, text in zip(listed[::2], listed[1::2], strict=True):
+            if _fields(text).get("relay") == self.relay:
+                ours.append(name.decode(errors="replace"))
+        return ours
+
+    async def register(self, topics: Sequence[Topic]) -> None:
+        """Note topics in relay:topics, so that readers need not SCAN. `first_seen` stays what it was."""
+        if not topics:
+            return
+        known = await self.link.call("HMGET", self.topics_key, *[topic.name for topic in topics])
+        changed: list[str | bytes] = []
+        for topic, text in zip(topics, known, strict=True):
+            entry = {"kind": topic.kind, "provider": topic.provider, "relay": self.relay}
+            old = _fields(text)
+            if {name: old.get(name) for name in entry} != entry:
+                changed += [topic.name, msgspec.json.encode({**entry, "first_seen": old.get("first_seen", self.run)})]
+        if changed:
+            await self.link.call("HSET", self.topics_key, *changed)
+
+
+def _fields(text: bytes | None) -> dict[str, Any]:
+    """Read one value of relay:topics; nothing where somebody else wrote it."""
+    try:
+        return msgspec.json.decode(text or b"{}", type=dict[str, Any])
+    except msgspec.MsgspecError:
+        return {}
+
+
+def _who(value: str) -> str:
+    return value.partition(" ")[2] or "unknown"
+
+
+def order(entry_id: str) -> tuple[int, int]:
+    """Give an entry id as two numbers, to compare."""
+    ms, _, seq = entry_id.partition("-")
+    return int(ms), int(seq or 0)
