@@ -6,6 +6,7 @@ say, `planned` tells which topics come of it.
 """
 
 from relay.config.addresses import shown_url
+from relay.config.document import DOCUMENT_BYTES_MAX
 from relay.config.loading import load, secrets_of
 from relay.config.planned import SIMULATED_PREFIX, PlannedTopic, data_dir_of, names_of, prefix_of, topics_of
 from relay.config.structs import (
@@ -20,6 +21,7 @@ from relay.config.structs import (
 )
 
 __all__ = [
+    "DOCUMENT_BYTES_MAX",
     "EMBEDDED",
     "SIMULATED_PREFIX",
     "Config",

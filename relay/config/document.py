@@ -15,6 +15,7 @@ from relay.errors import ConfigError, Problem
 
 DOCUMENT_BYTES_MAX = 1024 * 1024
 """A config with 10,000 symbols takes some 150 kB."""
+_TOO_LARGE = f"is larger than {DOCUMENT_BYTES_MAX:,} bytes, the most that is read"
 DEPTH_MAX = 32
 """The deepest option lies at 5."""
 SHOWN_CHARS_MAX = 60
@@ -118,16 +119,17 @@ def joined(path: str, key: str) -> str:
     return f"{path}.{key}" if path else key
 
 
-def decode(data: bytes, file: str) -> str:
+def decode(data: bytes, problems: Problems) -> str:
     """Decode a file's bytes. Raises: ConfigError with the place of the first byte that is not UTF-8."""
+    if len(data) > DOCUMENT_BYTES_MAX:
+        raise problems.stop(0, 0, _TOO_LARGE)
     try:
-        return data.decode("utf-8-sig")
+        return data.decode()
     except UnicodeDecodeError as error:
-        good = data[: error.start].decode("utf-8-sig", "replace")
-        line = good.count("\n") + 1
-        column = len(good) - (good.rfind("\n") + 1) + 1
-        text = f"byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8"
-        raise ConfigError([Problem(file, line, column, "", text)]) from None
+        good = data[: error.start].decode()
+        line, column = _line_column(good, len(good))
+        byte = data[error.start]
+        raise problems.stop(line, column, f"byte 0x{byte:02x} is not UTF-8; save the file as UTF-8") from None
 
 
 def parse(text: str, problems: Problems) -> Node | None:
@@ -136,7 +138,7 @@ def parse(text: str, problems: Problems) -> Node | None:
     Raises: ConfigError where the text is no YAML, too large or too deep.
     """
     if len(text) > DOCUMENT_BYTES_MAX or len(text.encode("utf-8", "surrogatepass")) > DOCUMENT_BYTES_MAX:
-        raise problems.stop(0, 0, f"is larger than {DOCUMENT_BYTES_MAX:,} bytes, the most that is read")
+        raise problems.stop(0, 0, _TOO_LARGE)
     text = text.removeprefix("\ufeff")
     try:
         return _tree(text, problems)

@@ -30,9 +30,9 @@ def load(
 
     Raises: ConfigError with all problems, in file order. Values of variables and secrets never stand in one.
     """
-    if isinstance(text, bytes):
-        text = decode(text, file)
     problems = Problems(file)
+    if isinstance(text, bytes):
+        text = decode(text, problems)
     reader = Reader(problems, environ, read_file)
     root = parse(text, problems)
     if root is None or (root.kind == "scalar" and not root.text):

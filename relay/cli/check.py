@@ -1,0 +1,164 @@
+"""`relay check`: what a relay.yaml would run, or every error in it. Nothing is started, connected or written."""
+
+import sys
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from relay.config import Config, ProviderConfig
+
+TOPICS_SHOWN_MAX = 40
+"""More than a screen is for programs: --json lists all."""
+
+
+@click.command(
+    epilog="""Examples:
+
+\b
+  relay check
+  relay check -c /etc/relay/relay.yaml --json | jq -r '.topics[].name'""",
+)
+@click.option("-c", "--config", default="relay.yaml", show_default=True, type=click.Path(), help="`-`: standard input.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, errors too.")
+def command(config: str, as_json: bool) -> None:
+    """Show what a relay.yaml would run, or every error in it.
+
+    Variables and secret files are read as `relay run` would read them; no secret is printed. Exit code 0, or 78 when
+    the file cannot be used.
+    """
+    from relay.cli._config import load_config
+    from relay.errors import ConfigError
+
+    try:
+        loaded = load_config(config)
+    except ConfigError as error:
+        if as_json:
+            click.echo(_json({"ok": False, "errors": [_problem(p) for p in error.problems]}))
+        else:
+            click.echo(str(error), err=True)
+            count = len(error.problems)
+            click.echo(f"relay: {count} error{'s' if count > 1 else ''} in {config}", err=True)
+        sys.exit(error.exit_code)
+    found = describe(loaded)
+    if as_json:
+        click.echo(_json(found))
+        return
+    for warning in loaded.warnings:
+        click.echo(f"{warning} (warning)", err=True)
+    for line in _lines(config, found):
+        click.echo(line)
+
+
+def describe(config: "Config") -> dict[str, Any]:
+    """Tell what a configuration would run, as plain JSON-able values without secrets."""
+    from relay.config import EMBEDDED, data_dir_of, prefix_of, secrets_of, shown_url, topics_of
+    from relay.log import Redactor
+
+    redactor = Redactor(secrets_of(config))
+    embedded = config.redis.url == EMBEDDED
+    redis: dict[str, Any] = {"target": EMBEDDED if embedded else redactor.text(shown_url(config.redis.url))}
+    if embedded:
+        redis |= {"port": config.redis.port, "data_dir": data_dir_of(config)}
+    redis |= {
+        "prefix": prefix_of(config),
+        "stream_length_max": config.redis.stream_length_max,
+        "retention_secs": config.redis.retention_secs,
+        "streams_bytes_max": config.redis.streams_bytes_max,
+        "pubsub": config.redis.pubsub,
+    }
+    return {
+        "ok": True,
+        "name": config.name,
+        "redis": redis,
+        "merge": config.merge,
+        "state_dir": config.state_dir,
+        "providers": [
+            {
+                "name": name,
+                "type": provider.spec.name,
+                "title": provider.spec.title,
+                "simulated": provider.options.simulate,
+                "connections": [
+                    {
+                        "label": planned.label,
+                        "url": redactor.text(_url(provider, planned.subscriptions)),
+                        "subscriptions": len(planned.subscriptions),
+                        "channels": dict(Counter(sub.channel for sub in planned.subscriptions)),
+                    }
+                    for planned in provider.connections
+                ],
+            }
+            for name, provider in config.providers.items()
+        ],
+        "topics": [
+            {"name": t.name, "kind": t.kind}
+            | ({"provider": t.provider} if t.provider else {})
+            | ({"raw_symbol": t.subscription.raw} if t.subscription and t.subscription.raw else {})
+            | ({"pattern": True} if t.pattern else {})
+            for t in topics_of(config)
+        ],
+        "warnings": [_problem(p) for p in config.warnings],
+    }
+
+
+def _url(provider: "ProviderConfig", subscriptions: Any) -> str:
+    """The address that a connection would open, without its query; asked of the provider, which is pure."""
+    from relay.config import shown_url
+    from relay.errors import SessionError
+
+    if provider.options.simulate:
+        return "simulator"
+    spec, options = provider.spec, provider.options
+    try:
+        url = spec.session(options, subscriptions, spec.shared(options, provider.account)).connect().url
+    except SessionError as error:
+        return f"none yet: {error.text}"
+    return shown_url(url)
+
+
+def _lines(file: str, found: dict[str, Any]) -> list[str]:
+    redis = found["redis"]
+    target = redis["target"]
+    if "port" in redis:
+        target = f"the embedded server, port {redis['port']} or the next free one, data in {redis['data_dir']}"
+    out = [
+        f"{file} is fine.",
+        "",
+        f"relay   {found['name']}",
+        f"redis   {target}",
+    ]
+    if redis["prefix"]:
+        out.append(f"prefix  {redis['prefix']}")
+    for provider in found["providers"]:
+        title = provider["title"] + (", SIMULATED: made-up prices" if provider["simulated"] else "")
+        out += ["", f"{provider['name']}: {title}"]
+        for link in provider["connections"]:
+            channels = ", ".join(f"{count} {channel}" for channel, count in link["channels"].items())
+            out.append(f"  connection {link['label']} to {link['url']}: {channels}")
+    topics = found["topics"]
+    width = min(48, max(len(t["name"]) for t in topics))
+    out += ["", f"{len(topics)} topics"]
+    for topic in topics[:TOPICS_SHOWN_MAX]:
+        source = " ".join(filter(None, (topic.get("provider"), topic.get("raw_symbol"))))
+        out.append(f"  {topic['name']:{width}}  {source}".rstrip())
+    if len(topics) > TOPICS_SHOWN_MAX:
+        out.append(f"  ... and {len(topics) - TOPICS_SHOWN_MAX} more; --json lists all")
+    return out
+
+
+def _problem(problem: Any) -> dict[str, Any]:
+    return {
+        "file": problem.file,
+        "line": problem.line,
+        "column": problem.column,
+        "path": problem.path,
+        "text": problem.text,
+    }
+
+
+def _json(value: Any) -> str:
+    import json
+
+    return json.dumps(value, indent=2, ensure_ascii=False)
