@@ -25,7 +25,7 @@ from relay.model import Status
 from relay.outbox import Outbox
 from relay.providers.base import Frame, Planned, Provider, Reply, Request, Send, Shared, Subscription
 from relay.retry import Decision
-from relay.sink import Server, Sink
+from relay.sink import Sink
 from relay.topics import Topics
 
 DRAIN_SECS = 7.0
@@ -110,7 +110,8 @@ class Bridge:
             prefix = SIMULATED_PREFIX + prefix
         names = Topics(config.name, config.topics, prefix)
         self.sink = Sink(
-            connect=self._target(),
+            url=self.redis_url,
+            settings=config.redis,
             outbox=self.outbox,
             relay=config.name,
             prefix=prefix,
@@ -118,10 +119,6 @@ class Bridge:
             raise_floor=self.clock.raise_floor,
             on_event=self._sink_event,
             takeover=self.takeover,
-            stream_length_max=config.redis.stream_length_max,
-            retention_secs=int(config.redis.retention_secs),
-            streams_bytes_max=config.redis.streams_bytes_max,
-            pubsub=config.redis.pubsub,
         )
         self.intake = Intake(names, self.outbox, self.run, merge=config.merge)
         for name, section in config.providers.items():
@@ -146,20 +143,6 @@ class Bridge:
             limits = SharedLimits(section.spec.limits)
             for planned in section.connections:
                 state.feeds.append(self._feed(state, options, planned, limits))
-
-    def _target(self) -> Server:
-        """Where the sink writes: the bundled server, or what the config says."""
-        redis = self.config.redis
-        if self.server is not None:
-            return Server(self.redis_url)
-        return Server(
-            self.redis_url,
-            username=redis.username or None,
-            password=redis.password or None,
-            ca_file=redis.ca_file or None,
-            cert_file=redis.cert_file or None,
-            key_file=redis.key_file or None,
-        )
 
     def _feed(self, state: ProviderState, options: Any, planned: Planned, limits: SharedLimits) -> Feed:
         spec, shared = state.config.spec, state.shared
@@ -378,13 +361,14 @@ SINK_EVENTS: Mapping[str, tuple[str, str, model.StatusEvent | None]] = {
     "connected": ("info", "Redis is up", None),
     "lost": ("warning", "Redis is away: sockets are kept, messages wait", "degraded"),
     "holding": ("warning", "Redis takes nothing: messages wait", "degraded"),
-    "flowing": ("info", "Redis is back", "recovered"),
+    "recovered": ("info", "Redis is back", "recovered"),
+    "owned": ("error", "another relay owns this topic, it is not written", "refused"),
     "confirmed": ("info", "entries without an answer had arrived: none is written twice", None),
     "fenced": ("error", "another relay of this name has taken over", None),
     "lease_refused": ("error", "a relay of this name is running", None),
     "topic_blocked": ("error", "Redis refuses this topic, the others go on", "degraded"),
     "topic_unblocked": ("info", "Redis takes this topic again", "recovered"),
-    "topic_taken": ("warning", "this topic was taken from its former owner", "notice"),
+    "topics_taken": ("warning", "topics were taken from their former owner", "notice"),
     "foreign_entries": ("error", "somebody else has written to this topic, it is stopped", "degraded"),
     "redis_lost": ("error", "Redis came back with less than it had taken", "degraded"),
     "stream_gone": ("warning", "a stream was deleted, it goes on with what is new", "degraded"),
