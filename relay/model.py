@@ -91,10 +91,10 @@ class Header(Struct, tag_field="type", kw_only=True, omit_defaults=True, gc=Fals
 class Quote(Header, tag="quote", kw_only=True):
     """Best bid and ask. At least one of bid, ask and mid is there; `mid` comes only from REST fallbacks."""
 
-    bid: Price | None = None
-    ask: Price | None = None
-    bid_size: Size | None = None
-    ask_size: Size | None = None
+    bid: Annotated[Price, Meta(description="Best bid; absent: none or unknown.")] | None = None
+    ask: Annotated[Price, Meta(description="Best ask; absent: none or unknown.")] | None = None
+    bid_size: Annotated[Size, Meta(description="Size at the best bid.")] | None = None
+    ask_size: Annotated[Size, Meta(description="Size at the best ask.")] | None = None
     last: Annotated[Price, Meta(description="Price of the last trade, where the quote carries it.")] | None = None
     mid: Annotated[Price, Meta(description="Middle price, only from a REST fallback.")] | None = None
 
@@ -102,8 +102,8 @@ class Quote(Header, tag="quote", kw_only=True):
 class Trade(Header, tag="trade", kw_only=True):
     """One execution."""
 
-    price: Price
-    size: Size | None = None
+    price: Annotated[Price, Meta(description="Price of the execution.")]
+    size: Annotated[Size, Meta(description="Size of the execution.")] | None = None
     side: Annotated[Side, Meta(description="The aggressor's side.")] | None = None
     side_estimated: Annotated[bool, Meta(description="The provider inferred the side.")] = False
     id: Annotated[str, Meta(description="The provider's trade id.", max_length=256)] | None = None
@@ -117,11 +117,11 @@ class Bar(Header, tag="bar", kw_only=True):
     ]
     start: Annotated[int, Meta(description="First ns of the interval, since 1970 UTC.")]
     end: Annotated[int, Meta(description="First ns behind the interval, since 1970 UTC.")]
-    open: Price
-    high: Price
-    low: Price
-    close: Price
-    volume: Size | None = None
+    open: Annotated[Price, Meta(description="First price.")]
+    high: Annotated[Price, Meta(description="Highest price.")]
+    low: Annotated[Price, Meta(description="Lowest price.")]
+    close: Annotated[Price, Meta(description="Last price so far.")]
+    volume: Annotated[Size, Meta(description="Traded volume.")] | None = None
     ticks: Annotated[int, Meta(description="Number of price changes, where the volume is a count.")] | None = None
     trades: Annotated[int, Meta(description="Number of trades.")] | None = None
     vwap: Annotated[Price, Meta(description="Volume-weighted average price.")] | None = None
@@ -131,8 +131,8 @@ class Bar(Header, tag="bar", kw_only=True):
 class BookSnapshot(Header, tag="book_snapshot", kw_only=True):
     """Replaces the whole book of its topic."""
 
-    bids: Levels
-    asks: Levels
+    bids: Annotated[Levels, Meta(description="Bids, highest price first.")]
+    asks: Annotated[Levels, Meta(description="Asks, lowest price first.")]
     depth: Annotated[int, Meta(description="Levels a side the book is cut to; absent: the whole book.")] | None = None
     prev_seq: Annotated[int, Meta(description="The provider's number of the book before this one.")] | None = None
     checksum: Annotated[int, Meta(description="The provider's checksum of the book.")] | None = None
@@ -141,8 +141,8 @@ class BookSnapshot(Header, tag="book_snapshot", kw_only=True):
 class BookDelta(Header, tag="book_delta", kw_only=True):
     """Changes the book of its topic: the absolute new size of each level; 0 removes it."""
 
-    bids: Levels
-    asks: Levels
+    bids: Annotated[Levels, Meta(description="Bids, highest price first.")]
+    asks: Annotated[Levels, Meta(description="Asks, lowest price first.")]
     depth: Annotated[int, Meta(description="Levels a side the book is cut to; absent: the whole book.")] | None = None
     prev_seq: Annotated[int, Meta(description="The provider's number of the update before this one.")] | None = None
     checksum: Annotated[int, Meta(description="The provider's checksum of the book after this update.")] | None = None
@@ -151,56 +151,56 @@ class BookDelta(Header, tag="book_delta", kw_only=True):
 class Rate(Header, tag="rate", kw_only=True):
     """A reference value that nobody can trade at."""
 
-    kind: RateKind
-    value: Number
+    kind: Annotated[RateKind, Meta(description="Exchange rate, mark price, index level or funding rate.")]
+    value: Annotated[Number, Meta(description="The value: units of the quote asset, or a fraction for funding.")]
 
 
 class Greeks(Header, tag="greeks", kw_only=True):
     """Sensitivities of an option."""
 
-    delta: Number | None = None
-    gamma: Number | None = None
-    theta: Number | None = None
-    vega: Number | None = None
-    rho: Number | None = None
+    delta: Annotated[Number, Meta(description="Change of the price per unit of the underlying.")] | None = None
+    gamma: Annotated[Number, Meta(description="Change of delta per unit of the underlying.")] | None = None
+    theta: Annotated[Number, Meta(description="Change of the price by time, provider scale.")] | None = None
+    vega: Annotated[Number, Meta(description="Change of the price by volatility, provider scale.")] | None = None
+    rho: Annotated[Number, Meta(description="Change of the price by interest, provider scale.")] | None = None
     iv: Annotated[Number, Meta(description="Implied volatility, as the provider scales it.")] | None = None
 
 
 class Instrument(Header, tag="instrument", kw_only=True):
     """What is known of a symbol. Precisions are numbers of decimals."""
 
-    base: str | None = None
-    quote: str | None = None
-    name: Text | None = None
-    asset_class: str | None = None
+    base: Annotated[str, Meta(description="Base asset.")] | None = None
+    quote: Annotated[str, Meta(description="Quote asset.")] | None = None
+    name: Annotated[Text, Meta(description="Full name.")] | None = None
+    asset_class: Annotated[str, Meta(description="Class as the provider names it.")] | None = None
     price_precision: Annotated[int, Meta(description="Decimals of a price.")] | None = None
     size_precision: Annotated[int, Meta(description="Decimals of a size.")] | None = None
     tick_size: Annotated[Price, Meta(description="Least step of a price.")] | None = None
-    active: bool | None = None
+    active: Annotated[bool, Meta(description="Whether it can be traded now.")] | None = None
 
 
 class Order(Header, tag="order", kw_only=True):
     """State of one order of an account."""
 
     account: Annotated[str, Meta(description="The account's label in relay.yaml.")]
-    order_id: str
-    state: OrderState
+    order_id: Annotated[str, Meta(description="The provider's id of the order.")]
+    state: Annotated[OrderState, Meta(description="State in our words.")]
     state_raw: Annotated[str, Meta(description="The provider's own state.")] | None = None
-    side: Side | None = None
+    side: Annotated[Side, Meta(description="Side of the order.")] | None = None
     kind: Annotated[str, Meta(description="Kind of order as the provider names it: limit, market ...")] | None = None
-    price: Price | None = None
-    size: Size | None = None
+    price: Annotated[Price, Meta(description="Limit price.")] | None = None
+    size: Annotated[Size, Meta(description="Ordered size.")] | None = None
     filled: Annotated[Size, Meta(description="Executed so far.")] | None = None
     average_price: Annotated[Price, Meta(description="Average price of what was executed.")] | None = None
-    reason: Text | None = None
+    reason: Annotated[Text, Meta(description="Why it was refused or cancelled, in the provider's words.")] | None = None
 
 
 class Position(Header, tag="position", kw_only=True):
     """Size held of one symbol; negative is short."""
 
     account: Annotated[str, Meta(description="The account's label in relay.yaml.")]
-    size: Size
-    average_price: Price | None = None
+    size: Annotated[Size, Meta(description="Size held; negative is short.")]
+    average_price: Annotated[Price, Meta(description="Average price of entry.")] | None = None
     unrealized: Annotated[Number, Meta(description="Unrealized profit, in the account's currency.")] | None = None
 
 
@@ -208,9 +208,9 @@ class Balance(Header, tag="balance", kw_only=True):
     """Money of an account in one currency."""
 
     account: Annotated[str, Meta(description="The account's label in relay.yaml.")]
-    currency: str
-    total: Number | None = None
-    available: Number | None = None
+    currency: Annotated[str, Meta(description="Code of the currency.")]
+    total: Annotated[Number, Meta(description="All of it, in that currency.")] | None = None
+    available: Annotated[Number, Meta(description="What is free to use, in that currency.")] | None = None
 
 
 class Account(Header, tag="account", kw_only=True):
@@ -224,11 +224,11 @@ class Account(Header, tag="account", kw_only=True):
 class Status(Header, tag="status", kw_only=True):
     """An in-band notice. Fields as they apply to `event`."""
 
-    event: StatusEvent
-    channel: str | None = None
-    topic: str | None = None
+    event: Annotated[StatusEvent, Meta(description="What happened; the other fields apply as it needs them.")]
+    channel: Annotated[str, Meta(description="The channel it concerns.")] | None = None
+    topic: Annotated[str, Meta(description="The topic it concerns.")] | None = None
     code: Annotated[str, Meta(description="The provider's code, or ours.")] | None = None
-    text: Text | None = None
+    text: Annotated[Text, Meta(description="The provider's words, or ours, on one line.")] | None = None
     action: Annotated[str, Meta(description="What the relay does about it.")] | None = None
     until: Annotated[int, Meta(description="When it ends, ns since 1970 UTC.")] | None = None
     open: Annotated[bool, Meta(description="market: trading is open.")] | None = None
@@ -244,8 +244,8 @@ class Status(Header, tag="status", kw_only=True):
 class Reject(Header, tag="reject", kw_only=True):
     """A frame, or a part of one, that could not be used; kept in the dead-letter topic."""
 
-    reason: RejectReason
-    detail: Text | None = None
+    reason: Annotated[RejectReason, Meta(description="What is wrong, from a closed list.")]
+    detail: Annotated[Text, Meta(description="What is wrong, in words.")] | None = None
     frame: Annotated[str, Meta(description="First 1,000 bytes of the frame as text, secrets redacted.")] | None = None
     account: Annotated[str, Meta(description="Set when it came from an account endpoint.")] | None = None
 
