@@ -128,8 +128,7 @@ class Simulator:
         self._connections: set[ServerConnection] = set()
         self._upgraded: dict[ServerConnection, Session] = {}
         self._server: Server | None = None
-        self._rest: uvicorn.Server | None = None
-        self._rest_task: asyncio.Task[None] | None = None
+        self._rest: _Rest | None = None
         self.set_rate(rate)
         self.set_faults(faults)
 
@@ -171,6 +170,10 @@ class Simulator:
 
     async def stop(self) -> None:
         """Close every connection (1001) and both ports. A second call does nothing."""
+        rest, self._rest = self._rest, None
+        if rest is not None:
+            rest.stopping.set()
+            rest.server.force_exit = True
         server, self._server = self._server, None
         if server is not None:
             for connection in list(self._connections):
@@ -184,11 +187,8 @@ class Simulator:
                 for connection in list(self._connections):
                     connection.transport.abort()
                 await server.wait_closed()
-        rest, self._rest = self._rest, None
-        task, self._rest_task = self._rest_task, None
-        if rest is not None and task is not None:
-            rest.should_exit = rest.force_exit = True
-            await task
+        if rest is not None:
+            await rest.task
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -204,10 +204,13 @@ class Simulator:
         return self._address("ws", self.port, provider)
 
     def rest_url(self, provider: str) -> str:
-        """The REST address that stands for a provider's own, once started; only for a side that answers REST."""
-        if self.sides[provider].rest is None:
-            raise ValueError(f"the simulated {provider} has no REST side")
-        return self._address("http", self.rest_port, provider)
+        """The REST address that stands for a provider's own, once started.
+
+        A side that answers no REST gives an address that refuses every call: what is simulated must never ask the
+        real provider.
+        """
+        has_rest = provider in self.sides and self.sides[provider].rest is not None
+        return self._address("http", self.rest_port if has_rest else self.port, provider)
 
     def _address(self, scheme: str, port: int, provider: str) -> str:
         if provider not in self.sides:
@@ -221,6 +224,8 @@ class Simulator:
         """Play these faults from now on, on open connections too; no provider named: all. Not added to the old."""
         for name in providers or self.sides:
             self._faults[self._known(name)] = _Set(faults)
+        for session in self.sessions:
+            session.wake()
 
     def set_rate(self, rate: float, *providers: str) -> None:
         """Send so many data messages a second and connection from now on; no provider named: all."""
@@ -265,6 +270,8 @@ class Simulator:
         name, rest = _split(request.path)
         if name not in self.sides:
             return refusal(404, {}, f"No such provider. There are: {', '.join(self.sides)}\n".encode())
+        if request.headers.get("Upgrade", "").lower() != "websocket":
+            return refusal(426, {"Upgrade": "websocket"}, b"This port speaks WebSocket.\n")
         stats = self.stats[name]
         stats.connects += 1
         session = Session(self, name, connection)
@@ -328,11 +335,17 @@ class Simulator:
     async def _start_rest(self) -> None:
         import uvicorn
 
+        stopping = asyncio.Event()
+
         class Quiet(uvicorn.Server):
-            """Leaves signals to whoever runs us."""
+            """Leaves signals to whoever runs us, and sleeps until it is stopped: no ten looks a second."""
 
             def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
                 return nullcontext()
+
+            async def main_loop(self) -> None:
+                await self.on_tick(0)
+                await stopping.wait()
 
         family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
         sock = socket.socket(family, socket.SOCK_STREAM)
@@ -350,10 +363,12 @@ class Simulator:
                 access_log=False,
                 ws="none",
                 server_header=False,
+                date_header=False,
                 timeout_graceful_shutdown=1,
             )
-            self._rest = Quiet(config)
-            self._rest_task = asyncio.create_task(self._rest.serve(sockets=[sock]), name="simulator REST")
+            rest = Quiet(config)
+            task = asyncio.create_task(rest.serve(sockets=[sock]), name="simulator REST")
+            self._rest = _Rest(rest, task, stopping)
         except BaseException:
             sock.close()
             raise
@@ -393,6 +408,15 @@ class Simulator:
             stats.errors += 1
             log.exception("simulated REST side failed provider=%s", name)
             return Answer(500, b'{"error":"the simulator failed"}')
+
+
+@dataclass
+class _Rest:
+    """The running REST server."""
+
+    server: "uvicorn.Server"
+    task: asyncio.Task[None]
+    stopping: asyncio.Event
 
 
 class _Set:
