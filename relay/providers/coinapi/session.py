@@ -80,6 +80,8 @@ class CoinApi(BaseProvider):
     def __init__(self, options: CoinApiOptions, subscriptions: Sequence[Subscription], shared: CoinApiShared) -> None:
         super().__init__(options, subscriptions, shared)
         self._names = shared.names
+        # the simulator, too, wants a key; any will do
+        self._key: str = options.api_key or ("simulated" if options.simulate else "")
         self._thin = options.quotes_update_ms > 0
         self._greeted = False
         self._proven = False
@@ -98,14 +100,14 @@ class CoinApi(BaseProvider):
         options = self.options
         return Connect(
             url=options.url or URL,
-            headers={"X-CoinAPI-Key": options.api_key} if options.api_key else {},
+            headers={"X-CoinAPI-Key": self._key} if self._key else {},
             silence_secs=SILENCE_SECS if options.heartbeat else None,
             frame_bytes_max=FRAME_BYTES_MAX,
         )
 
     def opened(self, now_ns: int) -> Sequence[Output]:
         options = self.options
-        if not (options.api_key or options.url or options.simulate):
+        if not self._key and not options.url:
             raise HandshakeRefused(f"no api_key: get one at {KEY_URL}", code="no_key", action="fatal")
         self._ask("subscribe", self.subscriptions)
         return ()
@@ -162,8 +164,8 @@ class CoinApi(BaseProvider):
             if not self._greeted:
                 self._greeted = True
                 message["type"] = "hello"
-                if self.options.api_key:
-                    message["apikey"] = self.options.api_key
+                if self._key:
+                    message["apikey"] = self._key
             self._out.append(Send(msgspec.json.encode(message).decode(), subscribes=1))
 
     # -- frames --------------------------------------------------------------------------------------------------
@@ -281,8 +283,8 @@ class CoinApi(BaseProvider):
 
     def _error(self, wire: Wire, received_ns: int) -> Sequence[Output]:
         text = wire.message if isinstance(wire.message, str) else ""
-        if len(self.options.api_key) >= 8:  # no shorter text is a key, and replacing it would spoil words
-            text = text.replace(self.options.api_key, "***")
+        if len(self._key) >= 8:  # no shorter text is a key, and replacing it would spoil words
+            text = text.replace(self._key, "***")
         raise refusal(text)
 
     # -- books ---------------------------------------------------------------------------------------------------
