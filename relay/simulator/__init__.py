@@ -2,10 +2,11 @@
 
 from collections.abc import Mapping
 
-from relay.simulator import coinbase, tickatlas
+from relay.simulator import coinapi, coinbase, tickatlas
 from relay.simulator.base import SideSpec
 
 SIDES: Mapping[str, SideSpec] = {
+    "coinapi": coinapi.SIDE,
     "tickatlas": tickatlas.SIDE,
     "coinbase": coinbase.SIDE,
 }
