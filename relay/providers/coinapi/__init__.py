@@ -9,7 +9,7 @@ carry no closed flag. A raw symbol is CoinAPI's `symbol_id`, that of a rate the 
 
 from relay.model import Channel
 from relay.providers.base import ChannelSpec, Identity, Limits, ProviderSpec
-from relay.providers.coinapi.asking import KEY_URL, CoinApiOptions, CoinApiShared
+from relay.providers.coinapi.asking import BOOK_DEPTHS, KEY_URL, CoinApiOptions, CoinApiShared
 from relay.providers.coinapi.names import to_symbol
 from relay.providers.coinapi.session import CoinApi
 from relay.retry import Policy
@@ -19,7 +19,7 @@ _CHANNELS: dict[Channel, ChannelSpec] = {
     "trades": ChannelSpec(Identity("session", "contiguous"), cadence_secs=300.0),
     # numbered per symbol over all intervals: the session checks them itself, as it does those of books
     "bars": ChannelSpec(cadence_secs=600.0, params="interval"),
-    "books": ChannelSpec(params="depth"),
+    "books": ChannelSpec(params="depth", allowed=tuple(BOOK_DEPTHS)),
     "rates": ChannelSpec(cadence_secs=120.0),
     "instruments": ChannelSpec(cadence_secs=86_400.0),
 }
