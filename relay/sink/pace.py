@@ -6,7 +6,7 @@ ENTRIES_MAX = 1_000
 BYTES_MAX = 256 * 1024
 """One call: about 2 ms of the server's time, so that nobody else waits for it [measured]."""
 SLOW_CALL_SECS = 0.05
-"""A call that takes longer makes the next ones smaller, down to these:"""
+"""A call that takes so much longer than the way there and back makes the next ones smaller, down to these:"""
 ENTRIES_MIN = 10
 BYTES_MIN = 8 * 1024
 BACKOFF_FIRST_SECS, BACKOFF_CAP_SECS = 0.05, 1.0
@@ -45,8 +45,8 @@ class Pace:
         self.entries_max, self.bytes_max = ENTRIES_MAX, BYTES_MAX
         self.tries = 0
 
-    def answered(self, secs: float, entries: int) -> None:
-        """Count a call, and send less at once while Redis is slow."""
+    def answered(self, secs: float, entries: int, trip_secs: float) -> None:
+        """Count a call, and send less at once while it costs Redis much. A long way (`trip_secs`) is no such cost."""
         stats = self.stats
         stats.calls += 1
         stats.call_secs += secs
@@ -54,7 +54,7 @@ class Pace:
             stats.call_secs_max = secs
         if entries > stats.batch_max:
             stats.batch_max = entries
-        if secs > SLOW_CALL_SECS:
+        if secs - trip_secs > SLOW_CALL_SECS:
             self.entries_max = max(ENTRIES_MIN, self.entries_max // 2)
             self.bytes_max = max(BYTES_MIN, self.bytes_max // 2)
         elif self.entries_max < ENTRIES_MAX or self.bytes_max < BYTES_MAX:

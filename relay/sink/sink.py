@@ -40,8 +40,8 @@ class Sink:
 
     `relay`: the name that owns topics. `prefix`: before the relay's own keys (`relay:epoch` ...), the same that the
     topics carry. `run`: ms of this start. `raise_floor`: called with a ms below which no new entry may be stamped.
-    `on_event(kind, fields)`: connected, lost, holding (Redis is up and takes nothing), recovered, lease_refused, fenced,
-    stopped; of topics owned, topic_blocked, topic_unblocked, topics_taken, foreign_entries, restamped, stream_gone,
+    `on_event(kind, fields)`: connected, lost, holding (Redis is up and takes nothing), recovered, lease_refused,
+    fenced, stopped; of topics owned, topic_blocked, topic_unblocked, topics_taken, foreign_entries, restamped, stream_gone,
     unpublished; of entries confirmed (their reply was lost), redis_lost, oom_trimmed, streams_trimmed.
     """
 
@@ -313,10 +313,10 @@ class Sink:
         """A topic's first fence: what waits must lie behind what the stream holds."""
         if order(top) > order(last):
             self._event("foreign_entries", {"topic": topic.name, "last": last, "top": top})
-            last = top
         topic.last = last
-        ms = order(last)[0]
-        if topic.ids and order(topic.ids[0]) <= order(last):
+        newest = max(order(top), order(last))
+        ms = newest[0]
+        if topic.ids and order(topic.ids[0]) <= newest:
             self._restamp(topic, ms + 1)
         elif ms:
             self._raise_floor(ms + 1)
@@ -418,7 +418,7 @@ class Sink:
             for one in batch:  # one of the topics is not ours to write: only it may stop
                 await self._append([one])
             return
-        self._pace.answered(time.monotonic() - before, entries)
+        self._pace.answered(time.monotonic() - before, entries, claim.trip_secs)
         stopped, problem = self._read_notes(batch, notes) if notes else ({}, None)
         for number, (topic, count) in enumerate(batch):
             if number not in stopped:
