@@ -135,7 +135,7 @@ def _lines(file: str, found: dict[str, Any]) -> list[str]:
         title = provider["title"] + (", SIMULATED: made-up prices" if provider["simulated"] else "")
         out += ["", f"{provider['name']}: {title}"]
         for link in provider["connections"]:
-            channels = ", ".join(f"{count} {channel}" for channel, count in link["channels"].items())
+            channels = ", ".join(f"{channel} {count}" for channel, count in link["channels"].items())
             out.append(f"  connection {link['label']} to {link['url']}: {channels}")
     topics = found["topics"]
     width = min(48, max(len(t["name"]) for t in topics))

@@ -41,7 +41,7 @@ class RedisConfig(Redacted, Struct, frozen=True, kw_only=True, forbid_unknown_fi
         Meta(pattern=r"^[A-Za-z0-9._:-]{0,64}$", description="Put before the name of every topic: `prod.`."),
     ] = ""
     stream_length_max: Annotated[int, Meta(ge=1, le=1_000_000_000, description="Entries kept in each stream.")] = 10_000
-    retention_secs: Annotated[float, Meta(ge=0, description="Age at which entries are removed; 0: never by age.")] = 0
+    retention_secs: Annotated[float, Meta(ge=0, description="Age at which entries are removed; 0: never by age.")] = 0.0
     streams_bytes_max: Annotated[
         int, Meta(ge=0, description="Memory that all streams of this relay together may take; 0: no bound.")
     ] = 1024 * 1024 * 1024
