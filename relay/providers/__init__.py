@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 
-from relay.providers import coinapi, coinbase, tickatlas
+from relay.providers import aries, coinapi, coinbase, tickatlas
 from relay.providers.base import ProviderSpec
 
 _SPECS: tuple[ProviderSpec, ...] = (
     coinapi.SPEC,
     tickatlas.SPEC,
+    aries.SPEC,
     coinbase.SPEC,
 )
 

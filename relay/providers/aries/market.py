@@ -288,15 +288,11 @@ class Market:
             )
 
 
-def market_status(payload: Payload, envelope: Envelope, line: bytes, out: list[Output]) -> bool | None:
+def market_status(data: dict[str, Any], payload: Payload, envelope: Envelope, out: list[Output]) -> bool | None:
     """Map the market's phase; gives whether trading is open, None where the word for it is unknown.
 
     `code` is the phase: `pre`, `post`, or the provider's word; `text` holds the states of venues and groups.
     """
-    data = payload.data
-    if data.__class__ is not dict:
-        out.append(reject("bad_field", "market status whose data is not an object", line))
-        return None
     word = data.get("market")
     phase = "pre" if data.get("earlyHours") is True else "post" if data.get("afterHours") is True else word
     groups = [

@@ -1,7 +1,7 @@
 """One connection to Aries: subscriptions, keep-alive, lines and messages, errors by the id they echo."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -22,6 +22,16 @@ PONG_SECS = 10
 RESUBSCRIBE_SECS = 10
 """After a renewed login without any data for this long, what is subscribed is asked for once more (unknown U6)."""
 ERROR_CHARS_MAX = 1000
+PENDING_MAX = 10_000
+"""Requests whose refusal can still be told by its id; refusals come at once, the oldest are forgotten."""
+
+
+class _Asked(NamedTuple):
+    """What a subscribe or unsubscribe message stands for, by the id that an answer may echo."""
+
+    what: str
+    subscriptions: list[Subscription]
+    label: str
 
 
 class Session(BaseProvider):
@@ -48,7 +58,7 @@ class Session(BaseProvider):
         self._check_ns: int | None = None
         self._ping_ns = 0
         self._ping_id = ""
-        self._pending: dict[str, tuple[str, list[Subscription]]] = {}
+        self._pending: dict[str, _Asked] = {}
 
     def connect(self) -> Connect:
         """The endpoint's address. No protocol pings: the application's own ping decides (its rule counts any frame)."""
@@ -150,7 +160,11 @@ class Session(BaseProvider):
             return
         items: list[tuple[dict[str, Any], list[Subscription]]]
         if self.endpoint == "accounts":
-            items = [(item, []) for item in wire.account_items(self.options)]
+            # a topic a message, so that a refusal tells which one
+            for item in wire.account_items(self.options):
+                parts = subscriptions if item["topic"] == "account" else [Subscription("account", "")]
+                self._request(what, [item], parts, f"topic {item['topic']}: ")
+            return
         elif self.endpoint == "charts":
             by_symbol: dict[str, list[Subscription]] = {}
             for one in subscriptions:
@@ -159,11 +173,14 @@ class Session(BaseProvider):
         else:
             items = wire.market_items(self.options, subscriptions, self._prints)
         for part in wire.chunks(items, self.options.max_symbols_per_message):
-            request_id = self._id("sub" if what == "subscribe" else "unsub")
-            stands_for = [one for _, parts in part for one in parts] or subscriptions
-            self._pending[request_id] = (what, stands_for)
-            message = {"type": what, "id": request_id, "payload": [item for item, _ in part]}
-            self._out.append(Send(wire.encode(message), subscribes=1))
+            self._request(what, [item for item, _ in part], [one for _, parts in part for one in parts])
+
+    def _request(self, what: str, items: list[dict[str, Any]], stands_for: list[Subscription], label: str = "") -> None:
+        request_id = self._id("sub" if what == "subscribe" else "unsub")
+        if len(self._pending) >= PENDING_MAX:
+            del self._pending[next(iter(self._pending))]
+        self._pending[request_id] = _Asked(what, stands_for, label)
+        self._out.append(Send(wire.encode({"type": what, "id": request_id, "payload": items}), subscribes=1))
 
     def _symbol(self, subscription: Subscription) -> str | None:
         return self.shared.names[subscription.raw][1] if subscription.raw else None
@@ -232,7 +249,10 @@ class Session(BaseProvider):
         """JSON, but not shaped as a message."""
         try:
             document = wire.decode_any(line)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        except RecursionError:
+            out.append(self._reject("too_deep", "nested too deeply", line))
+            return
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             out.append(self._reject("not_json", str(error), line))
             return
         if not isinstance(document, dict):
@@ -267,7 +287,10 @@ class Session(BaseProvider):
         self, kind: wire.Kind, payload: wire.Payload, envelope: wire.Envelope, line: bytes, out: list[Output]
     ) -> None:
         if kind == "market_status":
-            self.shared.market_open = market_status(payload, envelope, line, out)
+            if isinstance(payload.data, dict):
+                self.shared.market_open = market_status(payload.data, payload, envelope, out)
+            else:
+                out.append(self._reject("bad_field", "market status whose data is not an object", line))
             return
         self._data = True
         if kind in wire.MARKET_KINDS:
@@ -344,11 +367,11 @@ class Session(BaseProvider):
 
     def _answered(self, request_id: Any, out: list[Output]) -> None:
         """An answer that is no error: with the id of a subscription it confirms that one, else it is useless."""
-        what, subscriptions = self._pending.get(str(request_id), ("", []))
-        if what == "subscribe":
+        asked = self._pending.get(str(request_id))
+        if asked is not None and asked.what == "subscribe":
             out += [
                 Status(event="subscribed", channel=one.channel, raw_symbol=one.raw or None, symbol=self._symbol(one))
-                for one in subscriptions
+                for one in asked.subscriptions
             ]
 
     def _error(self, request_id: Any, said: Any, now_ns: int, out: list[Output]) -> None:
@@ -367,18 +390,19 @@ class Session(BaseProvider):
             does = "ping in the other shape" if switched else "none"
             out.append(Status(event="notice", code="ping", text=text, action=does))
             return
-        what, subscriptions = self._pending.get(asked, ("", []))
-        if what:
+        request = self._pending.get(asked)
+        if request is not None:
+            label = request.label if request.what == "subscribe" else f"unsubscribe: {request.label}"
             out += [
                 Status(
                     event="refused",
                     channel=one.channel,
                     raw_symbol=one.raw or None,
                     symbol=self._symbol(one),
-                    text=text if what == "subscribe" else f"unsubscribe: {text}",
+                    text=label + text,
                     action="none before the next connection",
                 )
-                for one in subscriptions
+                for one in request.subscriptions
             ]
             return
         if asked.startswith(("sub-", "unsub-")):
