@@ -31,6 +31,7 @@ FREE_STATUS = {
 _TICKATLAS = ["EURUSD", "XAUUSD", "GBPUSD", "USDJPY", "BTCUSD", "US30.CASH"]
 OPTIONS: dict[str, dict[str, Any]] = {
     "coinapi": {"api_key": "k"},
+    "aries": {"token": "FAKE.ACCESS.TOKEN"},
     "tickatlas": {"api_key": "k", "quotes": _TICKATLAS, "bars": {"1m": _TICKATLAS}},
 }
 SETUP: dict[str, Any] = {}
