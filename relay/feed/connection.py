@@ -273,11 +273,10 @@ def _refusal(error: InvalidStatus, host: str, redact: Callable[[str], str], now_
     wait = _retry_after(response.headers.get("Retry-After"), now_ns)
     if status in (401, 403):
         return HandshakeRefused(text, code=code, action="fatal")
-    if status in (418, 429):
+    if 300 <= status < 500:
         return HandshakeRefused(text, code=code, action="slow", wait_secs=wait)
-    if 400 <= status < 500 or 300 <= status < 400:
-        return HandshakeRefused(text, code=code, action="slow", wait_secs=wait)
-    return SessionError(text, code=code, wait_secs=wait)
+    # a server in trouble that names a time is not tried before it
+    return SessionError(text, code=code, action="retry" if wait is None else "slow", wait_secs=wait)
 
 
 def _retry_after(value: str | None, now_ns: int) -> float | None:

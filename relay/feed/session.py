@@ -196,12 +196,16 @@ class Session:
         """Say goodbye: the provider's last outputs and messages, then a close."""
         wire = self.wire
         now = self._clock()
-        with contextlib.suppress(SessionError):
-            self._give(self.provider.closed(now), now)
-        with contextlib.suppress(SessionError):
-            farewell = self.provider.to_send()
-            if self._planned and not wire.lost:
-                self._queue(farewell)
+        try:
+            last = self.provider.closed(now)
+        except SessionError:
+            last = ()
+        except Exception as error:
+            last = self._fault(error, None)
+        self._give(last, now)
+        farewell = self._drain()
+        if self._planned and not wire.lost:
+            self._queue(farewell)
         self._handler.batch_end(self.feed)
         if wire.lost:
             if self.error is None and not self._planned:
@@ -328,6 +332,9 @@ class Session:
             return self.provider.to_send()
         except SessionError as error:
             self.end(error)
+        except Exception as error:
+            text = f"a fault in the code of {self.feed.spec.name}: {type(error).__name__}: {error}"
+            self.end(SessionError(text, code="internal"))
         return []
 
     def _queue(self, items: Sequence[Send | Request]) -> None:
@@ -406,7 +413,8 @@ class Session:
                 self.end(SessionError(f"{host}: renewed before the provider cuts it", code="renewed"))
                 return
             step = min(step, 2 * TICK_SECS)
-            if wire.seen != seen or self._blocked is not None:
+            behind = self._blocked is not None or bool(wire.waiting)  # what would break the silence is not read yet
+            if wire.seen != seen or behind:
                 seen, silent = wire.seen, 0.0
             else:
                 silent += step
@@ -415,7 +423,7 @@ class Session:
                     self.end(SessionStale(text, code="silence"))
                     return
             if pong is not None:
-                unanswered = 0.0 if self._blocked is not None else unanswered + step
+                unanswered = 0.0 if behind else unanswered + step
                 if pong.done():
                     pong = None
                 elif spec.pong_secs is not None and unanswered >= spec.pong_secs:
