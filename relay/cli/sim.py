@@ -44,7 +44,7 @@ _COUNT = click.IntRange(min=1)
   relay sim coinbase --rate 5000
   relay sim kraken binance --drop-after 500 --fault-connections 3
   relay sim --play coinbase=recorded.jsonl --speed 10
-  relay sim --json | head -1""",
+  relay sim --json > addresses.json""",
 )
 @click.argument("providers", nargs=-1, metavar="[PROVIDER]...")
 @click.option("--port", type=click.IntRange(0, 65535), help=f"Default: {DEFAULT_PORT}, or any free one; 0: any.")
