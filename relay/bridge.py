@@ -78,7 +78,9 @@ class Bridge:
         embedded = config.redis.url == "embedded"
         async with contextlib.AsyncExitStack() as stack:
             if embedded:
-                data = Path(config.state_dir) / ("sim" if self.all_simulated else "redis")
+                data = Path(
+                    config.redis.data_dir or Path(config.state_dir) / ("sim" if self.all_simulated else "redis")
+                )
                 self.server = EmbeddedServer(data, port=config.redis.port)
                 self.redis_url = await self.server.start()
                 stack.push_async_callback(self.server.stop)
@@ -307,7 +309,7 @@ class Bridge:
 
     def _sink_event(self, name: str, fields: Mapping[str, Any]) -> None:
         level, text, status = SINK_EVENTS.get(name, ("warning", name.replace("_", " "), None))
-        self.event(level, text, **fields)
+        self.event(level, text, **{"why" if key == "text" else key: value for key, value in fields.items()})
         if status is not None and not self.stopping:
             extra = " ".join(f"{k}={v}" for k, v in fields.items())
             message = Status(event=status, code=name, text=f"{text} {extra}".strip()[:1000])
@@ -316,7 +318,7 @@ class Bridge:
             self.intake.status(None, message, self.clock())
 
     def _server_event(self, name: str, text: str) -> None:
-        self.event("warning", f"bundled server {name}", text=text)
+        self.event("warning", f"bundled server {name}", why=text)
 
     # -- state that outlives the process -------------------------------------------------------------------------
 

@@ -54,7 +54,11 @@ class Collector:
 
 def everything(spec: ProviderSpec) -> list[Subscription]:
     """Subscriptions that take every symbol of every channel (`*`), for frames without a configuration."""
-    return [Subscription(channel, "*") for channel in spec.channels]
+    return [
+        Subscription(channel, "*", param)
+        for channel, declared in spec.channels.items()
+        for param in (declared.allowed if declared.params and declared.allowed else ("",))
+    ]
 
 
 class Normalizer:

@@ -31,13 +31,11 @@ def read_config(path: str) -> Any:
     from relay.providers import PROVIDERS
 
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_bytes()
     except FileNotFoundError:
         fail(f"{path}: there is no such file; name one with -c FILE", 78)
     except OSError as error:
         fail(f"{path}: {error.strerror}", 78)
-    except UnicodeDecodeError as error:
-        fail(f"{path}: not UTF-8 at byte {error.start}", 78)
     base = Path(path).resolve().parent
 
     def read_file(name: str) -> str:
