@@ -88,7 +88,9 @@ def requests(options: CoinApiOptions, verb: str, wanted: Iterable[Subscription])
         if one.channel == "bars":
             periods.setdefault(period_id(one.param) or one.param, {})[_filter(one.raw)] = None
             continue
-        kind = "exrate" if one.channel == "rates" else _DATA_TYPES.get(one.channel) or BOOK_DEPTHS.get(one.param, "book")
+        kind = (
+            "exrate" if one.channel == "rates" else _DATA_TYPES.get(one.channel) or BOOK_DEPTHS.get(one.param, "book")
+        )
         by_type.setdefault(kind, {})[one.raw if kind == "exrate" else _filter(one.raw)] = None
     messages: list[dict[str, Any]] = []
     assets = by_type.pop("exrate", {})

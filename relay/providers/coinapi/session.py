@@ -191,13 +191,13 @@ class CoinApi(BaseProvider):
             price, size, sequence, at = number(wire.price), number(wire.size), wire.sequence, wire.time_exchange
             if sequence.__class__ is str:
                 sequence = sequence_of(sequence)
-            if size[0] == "0" and is_zero(size):
+            if size[-1] == "0" == size[0] and is_zero(size):
                 self.useless += 1
                 if sequence is None:
                     return () if self._proven else self._first(kind, ())
                 seen = (Seen("trades", raw, sequence, True),)  # type: ignore[arg-type]
                 return seen if self._proven else self._first(kind, seen)
-            if price[0] == "-" or size[0] == "-":
+            if price < "0" or size < "0":  # of what a number starts with only the minus sorts below 0
                 raise ValueError("a negative price or size")
             side, estimated = _SIDES.get(wire.taker_side), False
             if side is None:
