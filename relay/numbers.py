@@ -14,7 +14,7 @@ EXPONENT_MAX = 60
 """Largest exponent that is written out, either way: no price or size needs more."""
 
 _FORM = re.compile(r"([+-]?)([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE]([+-]?[0-9]{1,3}))?")
-_INT_MAX = 10**NUMBER_CHARS_MAX
+_INT_MAX = 10 ** (NUMBER_CHARS_MAX - 1)  # a sign fits too
 _DIGITS = "0123456789"
 
 
@@ -25,18 +25,17 @@ def number(value: Any) -> str:
     """
     if value.__class__ is str:
         rest = value.strip(_DIGITS)
-        # the fast way: digits, or digits point digits
-        if (
-            len(value) <= NUMBER_CHARS_MAX
-            and value
-            and (not rest or (rest == "." and value[0] != "." and value[-1] != "."))
-        ):
+        # the fast way: digits point digits, or digits
+        if rest == ".":
+            if value[0] != "." and value[-1] != "." and len(value) <= NUMBER_CHARS_MAX:
+                return value
+        elif not rest and value and len(value) <= NUMBER_CHARS_MAX:
             return value
         return _slow(value)
     if value.__class__ is int:
         if -_INT_MAX < value < _INT_MAX:
             return str(value)
-        raise ValueError("number of more than 100 digits")
+        raise ValueError(f"number of {NUMBER_CHARS_MAX} digits or more")
     raise ValueError(f"not a number: {type(value).__name__}")
 
 

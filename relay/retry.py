@@ -70,9 +70,9 @@ class Backoff:
             least = error.wait_secs if error.wait_secs is not None else self.policy.slow_secs
             return Decision("slow", least * (1.0 + 0.25 * jitter), self.attempt)
         self._slow_since = None
-        if self.attempt == 1:
-            return Decision("retry", 0.0, self.attempt)
         ceiling = min(self.policy.cap_secs, self.policy.first_secs * 2.0 ** min(self.attempt - 2, 30))
         least = (error.wait_secs or 0.0) if error is not None else 0.0
+        if self.attempt == 1:
+            return Decision("retry", least, self.attempt)
         # full jitter, but never a delay so small that it makes a tight loop of two
         return Decision("retry", max(least, ceiling * max(jitter, 0.1)), self.attempt)

@@ -40,7 +40,10 @@ def unescape(symbol: str) -> str:
     out += parts[0].encode()
     for part in parts[1:]:
         out += bytes.fromhex(part[:2]) + part[2:].encode()
-    return out.decode("utf-8", "surrogatepass")
+    raw = out.decode("utf-8", "surrogatepass")
+    if escape(raw) != symbol:
+        raise ValueError(f"not an escaped symbol: {symbol}")
+    return raw
 
 
 def pair(base: str, quote: str) -> str:

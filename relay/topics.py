@@ -76,6 +76,8 @@ def compile_template(kind: str, template: str) -> Filler:
             groups[-1][1].append(("text", literal))
         else:
             raise ValueError(f"{wrong!r} cannot stand in a topic name; letters, digits, '.', '_', ':' and '-' can")
+    if not template:
+        raise ValueError("a template cannot be empty")
     if inside:
         raise ValueError("an opening bracket without its closing one")
     missing = REQUIRED.get(kind, frozenset()) - named
