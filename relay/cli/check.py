@@ -58,7 +58,7 @@ def describe(config: "Config") -> dict[str, Any]:
 
     redactor = Redactor(secrets_of(config))
     embedded = config.redis.url == EMBEDDED
-    redis: dict[str, Any] = {"target": EMBEDDED if embedded else redactor.text(shown_url(config.redis.url))}
+    redis: dict[str, Any] = {"target": EMBEDDED if embedded else shown_url(config.redis.url)}
     if embedded:
         redis |= {"port": config.redis.port, "data_dir": data_dir_of(config)}
     redis |= {

@@ -1,7 +1,7 @@
 """Addresses: which are this machine, which secrets stand in one, how one may be shown."""
 
 import ipaddress
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit
 
 
 def is_loopback(host: str) -> bool:
@@ -25,7 +25,7 @@ def shown_url(url: str) -> str:
         return url
     host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname or ""
     user = f"{parts.username or ''}:***@" if parts.password else f"{parts.username}@" if parts.username else ""
-    return urlunsplit((parts.scheme, f"{user}{host}{port}", parts.path, "", ""))
+    return f"{parts.scheme}://{user}{host}{port}{parts.path}"
 
 
 def passwords_in(url: str) -> list[str]:

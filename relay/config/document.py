@@ -34,6 +34,8 @@ _PLAINER = {
     "found unexpected end of stream": "a quote is not closed",
 }
 """libyaml's words for the usual slips, in ours."""
+_OPENED = ("did not find expected ',' or ']'", "did not find expected ',' or '}'", "found unexpected end of stream")
+"""Slips whose cure lies where something was opened, not where the parser gave up."""
 
 
 @dataclass(slots=True)
@@ -144,6 +146,8 @@ def parse(text: str, problems: Problems) -> Node | None:
         return _tree(text, problems)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
+        if error.problem in _OPENED:
+            mark = error.context_mark or mark
         line, column = (mark.line, mark.column) if mark else (0, 0)
         raise problems.stop(line + 1, column + 1, _plain(error, text, line, column)) from None
     except yaml.reader.ReaderError as error:

@@ -134,7 +134,7 @@ def _providers(
         reader.refuse(key, "providers", f"has more than {PROVIDERS_MAX} sections")
         return out
     for name, section in node.pairs:
-        if name.kind == "bad":
+        if name.kind != "scalar":
             continue
         reader.place(f"providers.{name.text}", name, section)
         found = read_provider(name.text, name, section, specs, reader)

@@ -87,9 +87,9 @@ class Reader:
         out = Section(cls, path, node)
         if not self._is_map(node, path):
             return out
-        known, twins, secrets = _fields(cls), _twins(cls), secret_options(cls)
+        known, twins, secrets = fields_of(cls), _twins(cls), secret_options(cls)
         for key, value in node.pairs:
-            if key.kind == "bad":
+            if key.kind != "scalar":
                 self._wrong.add(path)
                 continue
             name = key.text
@@ -117,7 +117,9 @@ class Reader:
 
     def build(self, section: Section) -> Any:
         """Build the struct of what was read; None when an option that it must have is missing or it refuses itself."""
-        missing = [name for name, item in _fields(section.cls).items() if item.required and name not in section.values]
+        missing = [
+            name for name, item in fields_of(section.cls).items() if item.required and name not in section.values
+        ]
         for name in missing:
             twin = f"{name}_file"
             if not self.wrong(joined(section.path, name)) and not self.wrong(joined(section.path, twin)):
@@ -132,7 +134,7 @@ class Reader:
         except ValueError as error:  # from a __post_init__, which may begin with the option it means: `depth: ...`
             name, colon, rest = str(error).partition(": ")
             where = joined(section.path, name)
-            if colon and name in _fields(section.cls):
+            if colon and name in fields_of(section.cls):
                 node = self.at(where, joined(section.path, f"{name}_file"), f"{section.path}:")
                 if not self.wrong(where):
                     self.refuse(node or section.node, where, rest)
@@ -248,7 +250,7 @@ class Reader:
             return BAD
         out: dict[Any, Any] = {}
         for key, item in node.pairs:
-            if key.kind == "bad":
+            if key.kind != "scalar":
                 self._wrong.add(path)
                 continue
             where = joined(path, key.text)
@@ -308,7 +310,7 @@ _MEANT = {
 
 
 @functools.cache
-def _fields(cls: Any) -> dict[str, Any]:
+def fields_of(cls: Any) -> dict[str, Any]:
     info = inspect.type_info(cls)
     assert isinstance(info, inspect.StructType)
     return {item.encode_name: item for item in info.fields}
@@ -317,7 +319,7 @@ def _fields(cls: Any) -> dict[str, Any]:
 @functools.cache
 def _twins(cls: Any) -> dict[str, str]:
     """The `_file` twin of each secret option to its name; a struct's own option of that name comes first."""
-    return {f"{name}_file": name for name in secret_options(cls) if f"{name}_file" not in _fields(cls)}
+    return {f"{name}_file": name for name in secret_options(cls) if f"{name}_file" not in fields_of(cls)}
 
 
 @functools.cache
