@@ -146,7 +146,7 @@ class Control:
                 continue
             del self.pending[ident]
             operation.lost += 1
-            what = f"{operation.verb} of {len(operation.topics)} topics"
+            what = f"{operation.verb} of {_count(operation.topics)}"
             if operation.lost >= LOST_MAX:
                 raise SessionError(f"no answer to {what}, sent {LOST_MAX} times", code="ack_timeout")
             out.append(Status(event="degraded", code="ack_timeout", text=f"no answer to {what}", action="send again"))
@@ -220,7 +220,7 @@ class Control:
         said = None
         if operation is not None:
             channel = "orders" if PRIVATE in operation.topics else "quotes"
-            said = f"{len(operation.topics)} topic{'s' if len(operation.topics) != 1 else ''}"
+            said = _count(operation.topics)
         return [Status(event="unsubscribed" if verb == "Unsubscribe" else "subscribed", channel=channel, text=said)]
 
     def _login_refused(self, code: str, text: str, wait: Any, now_ns: int) -> list[Output]:
@@ -262,7 +262,7 @@ class Control:
             return [Status(event="degraded", code=code or "refused", text=f"unsubscribe refused: {text}")]
         refused: list[Output] = []
         for topic in operation.topics:
-            for sub in self.desk.sent.pop(topic, ()):
+            for sub in self.desk.refuse(topic):
                 ident = self.shared.id_of(sub.raw) if sub.raw else None
                 refused.append(
                     Status(
@@ -297,3 +297,7 @@ class Control:
 
 def _quota(code: str, text: str, until_ns: int, action: str) -> Status:
     return Status(event="quota", code=code, text=text, until=until_ns, action=action)
+
+
+def _count(topics: Sequence[str]) -> str:
+    return f"{len(topics)} topic{'s' if len(topics) != 1 else ''}"

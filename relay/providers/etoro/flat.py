@@ -131,6 +131,6 @@ def _levels(side: Any, highest_first: bool) -> tuple[Level, ...]:
             price, size = wire.price(pair[0]), numbers.optional(pair[1])
         except (ValueError, IndexError):
             continue
-        if price is not None and size is not None and size[0] != "-":
+        if price is not None and size is not None and size[0] != "-" and not numbers.is_zero(size):
             found.append((price, size))
     return tuple(sorted(found, key=lambda level: Decimal(level[0]), reverse=highest_first))

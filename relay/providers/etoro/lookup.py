@@ -12,12 +12,17 @@ from relay.providers.etoro.control import Control
 from relay.providers.etoro.merge import Standing
 from relay.providers.etoro.options import EtoroOptions
 from relay.providers.etoro.reference import ITEM_FRESH_NS, EtoroShared
-from relay.providers.etoro.rest import BATCH, Answered, Rest, closing_price
+from relay.providers.etoro.rest import BATCH, Answered, Kind, Rest, closing_price
 from relay.providers.etoro.topics import Desk
 from relay.providers.etoro.wire import Object
 
 CLOSING_FRESH_NS = 3600 * 1_000_000_000
 """Official closing prices change once a day; asked for at most this often."""
+
+TABLES_WAIT_NS = 10_000_000_000
+"""An instrument is published without the names of its exchange and class when they take longer than this."""
+
+TABLES: tuple[Kind, ...] = ("exchanges", "kinds")
 
 _EXACT = Context(prec=250)
 
@@ -47,17 +52,19 @@ class Lookup:
         if unknown and not rest.busy("universe"):
             rest.ask_names(unknown)
         out: list[Output] = []
-        if self.options.metadata:
-            idents = desk.idents("instruments")
-            rest.ask("items", [ident for ident in idents if not shared.is_fresh(ident, now_ns)])
-            if idents and (not shared.tables_ns or now_ns - shared.tables_ns > ITEM_FRESH_NS):
-                rest.ask("exchanges")
-                rest.ask("kinds")
-            # exchanges and classes belong into the message: wait for their names, unless they cannot be had
-            if shared.tables_ns or shared.rest_off:
-                for ident in idents:
-                    if ident not in self._published:
-                        self.publish(ident, out)
+        idents = desk.idents("instruments")
+        rest.ask("items", [ident for ident in idents if not shared.is_fresh(ident, now_ns)])
+        for kind in TABLES if idents else ():
+            if now_ns - shared.tables.get(kind, 0) > ITEM_FRESH_NS:
+                rest.ask(kind)
+        complete = len(shared.tables) == len(TABLES) or shared.rest_off
+        for ident in idents:
+            item = shared.items.get(ident)
+            if item is None or ident in self._published:
+                continue
+            # the names of exchange and class belong into the message: wait for them, but not for ever
+            if complete or now_ns - item.at_ns > TABLES_WAIT_NS:
+                self.publish(ident, out)
         return out
 
     def publish(self, raw: str, out: list[Output]) -> None:
@@ -131,9 +138,9 @@ class Lookup:
     def _described(self, answer: Answered, now_ns: int) -> None:
         found = set()
         for row in answer.rows:
-            ident = wire.identifier(row.get("instrumentid"))
+            ident = wire.identifier(row.get("instrumentid")) or ""
             symbol = row.get("symbolfull", row.get("symbol"))
-            if ident is None or not isinstance(symbol, str) or not symbol:
+            if ident not in answer.job.keys or not isinstance(symbol, str) or not symbol:
                 continue
             found.add(ident)
             before = self.shared.items.get(ident)
@@ -155,11 +162,11 @@ class Lookup:
         for row in answer.rows:
             ident = wire.integer(row.get(ids))
             text = row.get(texts)
-            if ident is not None and isinstance(text, str) and text:
+            if ident is not None and isinstance(text, str) and text and table.get(str(ident)) != text[:64]:
                 table[str(ident)] = text[:64]
-        if not self.rest.busy("exchanges") and not self.rest.busy("kinds"):
-            self.shared.tables_ns = now_ns
-            self.shared.changed = True
+                self._published.clear()  # what was published may lack it
+        self.shared.tables[answer.job.kind] = now_ns
+        self.shared.changed = True
 
     # -- the last price where the stream is quiet --
 

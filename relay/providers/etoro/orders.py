@@ -1,10 +1,9 @@
 """Order events of eToro's `private` topic (rule R15 of the provider's sheet).
 
 StatusID has four published meanings that contradict each other: errors and executed units decide first, the raw code is
-always kept, and `order_states` in the configuration overrides. Customer ids never leave this file.
+always kept, and `order_states` in the configuration overrides. The customer id is never published.
 """
 
-import re
 from decimal import Decimal
 
 from relay import numbers
@@ -14,12 +13,6 @@ from relay.providers.etoro.reference import EtoroShared
 from relay.providers.etoro.wire import Object
 
 _STATES: dict[int, OrderState] = {1: "pending", 2: "pending", 11: "pending", 3: "filled", 4: "rejected", 5: "cancelled"}
-_CUSTOMER = re.compile(rb"(cid\\*\"\s*:\s*\\*\"?)[0-9]+", re.IGNORECASE)
-
-
-def without_customer(frame: bytes) -> bytes:
-    """Blank customer ids in a frame that goes to the dead-letter topic."""
-    return _CUSTOMER.sub(rb"\1***", frame)
 
 
 def order(content: Object, shared: EtoroShared) -> Order | None:

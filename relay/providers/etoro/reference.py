@@ -5,7 +5,6 @@ meaning. Nothing here sends or reads anything itself.
 """
 
 import hashlib
-import uuid
 from collections import deque
 from typing import Any
 
@@ -75,8 +74,8 @@ class EtoroShared(base.Shared):
         """Upper-case symbol to id."""
         self.exchanges: dict[str, str] = {}
         self.kinds: dict[str, str] = {}
-        self.tables_ns = 0
-        """When the names of exchanges and classes were loaded."""
+        self.tables: dict[str, int] = {}
+        """When the names of exchanges and of classes (`kinds`) were loaded."""
         self.decimals: dict[str, int] = {}
         """By id: the most decimals that a price came with."""
         self.missing: dict[str, int] = {}
@@ -213,8 +212,9 @@ class EtoroShared(base.Shared):
 
     def request_id(self) -> str:
         """Give a new request id in the form of a UUID v4, made from the time handed in and a counter."""
-        seed = hashlib.sha256(f"{self.account} {self.now_ns} {self.next_id()}".encode()).digest()
-        return str(uuid.UUID(bytes=seed[:16], version=4))
+        seed = hashlib.sha256(f"{self.account} {self.now_ns} {self.next_id()}".encode()).hexdigest()
+        variant = "89ab"[int(seed[16], 16) % 4]
+        return f"{seed[:8]}-{seed[8:12]}-4{seed[13:16]}-{variant}{seed[17:20]}-{seed[20:32]}"
 
     # -- kept on disk by the relay --
 
@@ -226,7 +226,7 @@ class EtoroShared(base.Shared):
             "items": [item.to_json() for item in self.items.values()],
             "exchanges": dict(self.exchanges),
             "kinds": dict(self.kinds),
-            "tables_ns": self.tables_ns,
+            "tables": dict(self.tables),
             "decimals": dict(self.decimals),
         }
 
@@ -242,10 +242,8 @@ class EtoroShared(base.Shared):
                 self.ids[item.symbol.upper()] = item.id
         self.exchanges.update(_texts(state.get("exchanges")))
         self.kinds.update(_texts(state.get("kinds")))
-        self.tables_ns = wire.integer(state.get("tables_ns")) or 0
-        decimals = state.get("decimals")
-        if isinstance(decimals, dict):
-            self.decimals.update({k: v for k, v in decimals.items() if isinstance(k, str) and type(v) is int})
+        self.tables.update(_counts(state.get("tables")))
+        self.decimals.update(_counts(state.get("decimals")))
         self.changed = False
 
 
@@ -253,3 +251,9 @@ def _texts(value: Any) -> dict[str, str]:
     if not isinstance(value, dict):
         return {}
     return {k: v for k, v in value.items() if isinstance(k, str) and isinstance(v, str)}
+
+
+def _counts(value: Any) -> dict[str, int]:
+    if not isinstance(value, dict):
+        return {}
+    return {k: v for k, v in value.items() if isinstance(k, str) and type(v) is int}

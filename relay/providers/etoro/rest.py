@@ -70,10 +70,10 @@ class Rest:
 
     # -- asking --
 
-    def ask(self, kind: Kind, keys: Sequence[str] = (), size: int = BATCH) -> None:
-        """Queue a question in batches; what is queued or under way already is not asked twice."""
+    def ask(self, kind: Kind, keys: Sequence[str] | None = None, size: int = BATCH) -> None:
+        """Queue a question (in batches, where it has keys); what is queued or under way already is not asked twice."""
         waiting = {key for job in (*self.queue, *self.flying.values()) if job.kind == kind for key in job.keys or ("",)}
-        if not keys:
+        if keys is None:
             if "" not in waiting:
                 self.queue.append(Job(kind))
             return

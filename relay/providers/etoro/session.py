@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from relay.model import Header, Quote, Status
-from relay.providers.base import BaseProvider, Connect, Frame, Output, Reply, Subscription, reject
+from relay.providers.base import BaseProvider, Connect, Frame, Output, Reply, Subscription
 from relay.providers.etoro import flat, orders, wire
 from relay.providers.etoro.control import Control, failed
 from relay.providers.etoro.lookup import Lookup
@@ -21,6 +21,9 @@ from relay.providers.etoro.wire import Object
 BLANKS = b"\x00 \t\r\n"
 ROUND_NS = 3_000_000_000
 """A look for quiet instruments this often, and at most one batch of rates: 20 calls a minute of the budget of 50."""
+TOPICS_CACHED_MAX = 100_000
+"""Spellings of topics remembered; a hostile peer cannot make more."""
+
 FLAGS = ("IsMarketOpen", "IsExchangeOpen", "IsInstrumentActive", "AllowBuy", "AllowSell")
 _FLAG_WORDS = {
     "IsExchangeOpen": "exchange_open",
@@ -151,11 +154,11 @@ class EtoroSession(BaseProvider):
             self.useless += 1
             return ()
         if frame.binary and data[0] not in b"{[":
-            return (reject("not_text", "a binary frame that is not JSON", frame.data),)
+            return (wire.rejected("not_text", "a binary frame that is not JSON", frame.data),)
         try:
             value = wire.decode(data)
         except wire.BROKEN as error:
-            return (reject("not_json", str(error), orders.without_customer(frame.data)),)
+            return (wire.rejected("not_json", str(error), frame.data),)
         out: list[Output] = []
         now_ns = frame.received_ns
         self.shared.now_ns = now_ns
@@ -166,9 +169,9 @@ class EtoroSession(BaseProvider):
                 if isinstance(item, dict):
                     self._object(item, frame, now_ns, out)
                 else:
-                    out.append(reject("not_object", f"{type(item).__name__} in a list", frame.data))
+                    out.append(wire.rejected("not_object", f"{type(item).__name__} in a list", frame.data))
         else:
-            out.append(reject("not_object", type(value).__name__, frame.data))
+            out.append(wire.rejected("not_object", type(value).__name__, frame.data))
         if not out:
             self.useless += 1
         return out
@@ -209,40 +212,37 @@ class EtoroSession(BaseProvider):
             out += self._control.error(code, text, top.get("retryAfter"), now_ns, typed=kind == "error")
         else:
             detail = f"type {kind[:60]!r}" if kind else "an object of no known kind"
-            out.append(reject("unknown_type", detail, orders.without_customer(frame.data)))
+            out.append(wire.rejected("unknown_type", detail, frame.data))
 
     def _inner(self, message: Any, frame: Frame, now_ns: int, out: list[Output]) -> None:
         """Take one message of an envelope; a broken one is lost alone."""
         if message.__class__ is not dict:
-            out.append(reject("bad_field", f"a message that is {type(message).__name__}", frame.data))
+            out.append(wire.rejected("bad_field", f"a message that is {type(message).__name__}", frame.data))
             return
         message = wire.INNER.fold(message)
         topic = message.get("topic")
-        known = self._topics.get(topic, "") if isinstance(topic, str) else ""
-        if not known and isinstance(topic, str):
-            known = self._topic(topic)
+        raw = ""
+        if isinstance(topic, str):
+            known = self._topics.get(topic) or self._topic(topic)
             if known is None:
-                out.append(reject("unknown_type", f"topic {topic[:60]!r}", frame.data))
+                out.append(wire.rejected("unknown_type", f"topic {topic[:60]!r}", frame.data))
                 return
-        raw: str = known
+            raw = known
         private = raw == PRIVATE
         account = self.shared.account if private else None
         try:
             content = wire.unwrap(message.get("content", message.get("data")))
         except wire.BROKEN as error:
             detail = f"content is not JSON: {error}"
-            out.append(reject("not_json", detail, orders.without_customer(frame.data), account=account))
+            out.append(wire.rejected("not_json", detail, frame.data, account=account))
             return
         if content is None:
-            out.append(
-                reject("bad_field", "content is no object", orders.without_customer(frame.data), account=account)
-            )
+            out.append(wire.rejected("bad_field", "content is no object", frame.data, account=account))
             return
         if private or (not raw and any(key.lower() == "orderid" for key in content)):
             order = orders.order(content, self.shared)
             if order is None:
-                cleaned = orders.without_customer(frame.data)
-                out.append(reject("unknown_type", "no order id", cleaned, account=self.shared.account))
+                out.append(wire.rejected("unknown_type", "no order id", frame.data, account=self.shared.account))
             else:
                 self._control.heard_data = True
                 out.append(order)
@@ -251,7 +251,7 @@ class EtoroSession(BaseProvider):
         if not raw:
             ident = wire.identifier(rate.get("InstrumentID"))
             if ident is None:
-                out.append(reject("missing_field", "neither a topic nor an InstrumentID", frame.data))
+                out.append(wire.rejected("missing_field", "neither a topic nor an InstrumentID", frame.data))
                 return
             raw = ident
         told = message.get("type")
@@ -260,7 +260,7 @@ class EtoroSession(BaseProvider):
         if self._desk.takes("quotes", raw):
             self._rate(raw, rate, snapshot, frame, out)
 
-    def _topic(self, topic: str) -> Any:
+    def _topic(self, topic: str) -> str | None:
         """Give the id of `instrument:<id>`, `private`, empty text where there is none; None for an unknown topic."""
         word, _, rest = topic.strip().partition(":")
         word = word.lower()
@@ -268,12 +268,10 @@ class EtoroSession(BaseProvider):
             found = PRIVATE
         elif word == "instrument":
             digits = rest.partition(":")[0]
-            found = wire.identifier(digits) if digits.isdecimal() else None
-            if found is None:
-                return ""
+            found = (wire.identifier(digits) if digits.isdecimal() else None) or ""
         else:
             return None if word else ""
-        if len(self._topics) < 100_000:
+        if found and len(self._topics) < TOPICS_CACHED_MAX:
             self._topics[topic] = found
         return found
 
@@ -296,7 +294,7 @@ class EtoroSession(BaseProvider):
         if bid is not None or ask is not None or last is not None:
             self._merge(raw, bid, ask, last, time, wire.rate_id(rate.get("PriceRateID")), snapshot, frame, out)
         if bad:
-            out.append(reject("bad_number", bad, frame.data, symbol=self.shared.table[raw][0], raw_symbol=raw))
+            out.append(wire.rejected("bad_number", bad, frame.data, symbol=self.shared.table[raw][0], raw_symbol=raw))
         if not _FLAG_SET.isdisjoint(rate):
             self._market(raw, rate, time, out)
 
@@ -370,7 +368,7 @@ class EtoroSession(BaseProvider):
     def _flat_quote(self, top: Object, frame: Frame, now_ns: int, out: list[Output]) -> None:
         raw = self._flat_instrument(top)
         if raw is None:
-            out.append(reject("missing_field", "a quote without an instrument", frame.data))
+            out.append(wire.rejected("missing_field", "a quote without an instrument", frame.data))
             return
         self._control.heard_data = True
         if not self._desk.takes("quotes", raw):
@@ -388,7 +386,7 @@ class EtoroSession(BaseProvider):
         channel, make = flat.MAKERS[kind]
         raw = self._flat_instrument(top)
         if raw is None:
-            out.append(reject("missing_field", f"a {kind} without an instrument", frame.data))
+            out.append(wire.rejected("missing_field", f"a {kind} without an instrument", frame.data))
             return
         self._control.heard_data = True
         if not self._desk.takes(channel, raw):
@@ -396,6 +394,6 @@ class EtoroSession(BaseProvider):
         try:
             message: Header = make(top, self.shared.table[raw][0], raw)
         except flat.Unusable as error:
-            out.append(reject(error.reason, str(error), frame.data, raw_symbol=raw))
+            out.append(wire.rejected(error.reason, str(error), frame.data, raw_symbol=raw))
             return
         out.append(message)

@@ -39,6 +39,8 @@ class Desk:
         self.everything: set[str] = set()
         self.sent: dict[str, list[Subscription]] = {}
         """Wire topic to what asked for it, from the moment when it is queued."""
+        self.refused: set[str] = set()
+        """Wire topics that the provider refused; not asked for again unless somebody subscribes anew."""
         self.add(subscriptions)
 
     def add(self, subscriptions: Iterable[Subscription]) -> None:
@@ -47,6 +49,9 @@ class Desk:
                 self.everything.add(sub.channel)
             else:
                 self.subscriptions[sub] = None
+                topic = self._topic_of(sub)
+                if topic is not None:
+                    self.refused.discard(topic)
         self.refresh()
 
     def remove(self, subscriptions: Iterable[Subscription]) -> list[str]:
@@ -95,14 +100,10 @@ class Desk:
 
     def unsent(self) -> list[str]:
         """Give the wire topics that can be asked for now and were not yet; they count as sent from here on."""
-        words = _FLAT[self.dialect]
         fresh: dict[str, list[Subscription]] = {}
         for sub in self.subscriptions:
-            word = words.get(sub.channel)
-            if word is None:
-                continue
-            topic = self._topic(word, sub.raw)
-            if topic is None:
+            topic = self._topic_of(sub)
+            if topic is None or topic in self.refused:
                 continue
             if topic in self.sent:
                 if sub not in self.sent[topic]:
@@ -112,7 +113,16 @@ class Desk:
         self.sent.update(fresh)
         return list(fresh)
 
-    def _topic(self, word: str, raw: str) -> str | None:
+    def refuse(self, topic: str) -> list[Subscription]:
+        """Note that a wire topic was refused; give what asked for it."""
+        self.refused.add(topic)
+        return self.sent.pop(topic, [])
+
+    def _topic_of(self, sub: Subscription) -> str | None:
+        """Give the wire topic of a subscription; None where it has none, or its id is not known yet."""
+        word, raw = _FLAT[self.dialect].get(sub.channel), sub.raw
+        if word is None:
+            return None
         if word == PRIVATE:
             return PRIVATE
         if self.dialect == "action":

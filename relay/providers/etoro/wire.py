@@ -3,12 +3,14 @@
 Pure reading; nothing here knows a session. Rules R4, R6, R7, R8 and R18 of the provider's sheet.
 """
 
+import re
 from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 import msgspec
 
-from relay import numbers, times
+from relay import model, numbers, times
+from relay.providers.base import reject
 
 Object: TypeAlias = dict[str, Any]
 
@@ -148,3 +150,11 @@ def unwrap(content: Any) -> Object | None:
             break
         content = decode(content.strip("\x00 \t\r\n"))
     return content if isinstance(content, dict) else None
+
+
+_CUSTOMER = re.compile(rb"(cid\\*\"\s*:\s*\\*\"?)[0-9]+", re.IGNORECASE)
+
+
+def rejected(reason: model.RejectReason, detail: str, frame: bytes, **header: Any) -> model.Reject:
+    """Build a reject whose frame holds no customer id."""
+    return reject(reason, detail, _CUSTOMER.sub(rb"\1***", frame), **header)
