@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from test_etoro import feed_expected as feed_etoro
 
 from relay import times
 from relay.normalizer import Normalizer
@@ -31,10 +32,11 @@ FREE_STATUS = {
 _TICKATLAS = ["EURUSD", "XAUUSD", "GBPUSD", "USDJPY", "BTCUSD", "US30.CASH"]
 OPTIONS: dict[str, dict[str, Any]] = {
     "coinapi": {"api_key": "k"},
+    "etoro": {"api_key": "k", "user_key": "u"},
     "aries": {"token": "FAKE.ACCESS.TOKEN"},
     "tickatlas": {"api_key": "k", "quotes": _TICKATLAS, "bars": {"1m": _TICKATLAS}},
 }
-SETUP: dict[str, Any] = {}
+SETUP: dict[str, Any] = {"etoro": feed_etoro}
 """Per provider: a function of its own that makes and feeds sessions where the file needs more than a plain feed."""
 
 

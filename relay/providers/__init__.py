@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 
-from relay.providers import aries, coinapi, coinbase, tickatlas
+from relay.providers import aries, coinapi, coinbase, etoro, tickatlas
 from relay.providers.base import ProviderSpec
 
 _SPECS: tuple[ProviderSpec, ...] = (
     coinapi.SPEC,
     tickatlas.SPEC,
     aries.SPEC,
+    etoro.SPEC,
     coinbase.SPEC,
 )
 

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 
-from relay.simulator import aries, coinapi, coinbase, tickatlas
+from relay.simulator import aries, coinapi, coinbase, etoro, tickatlas
 from relay.simulator.base import SideSpec
 
 SIDES: Mapping[str, SideSpec] = {
     "coinapi": coinapi.SIDE,
     "tickatlas": tickatlas.SIDE,
     "aries": aries.SIDE,
+    "etoro": etoro.SIDE,
     "coinbase": coinbase.SIDE,
 }
 """Provider type to its side."""
