@@ -1,13 +1,12 @@
 """What several commands share: reading the config, failing in one line, reading frames."""
 
 import difflib
-import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TextIO
 
-import click
+if TYPE_CHECKING:
+    from relay.config import Config
 
 
 def fail(text: str, code: int = 1) -> NoReturn:
@@ -24,28 +23,15 @@ def usage_near(what: str, given: str, known: Iterable[str]) -> str:
     return f"No {what} '{given}'.{hint}"
 
 
-def read_config(path: str) -> Any:
+def read_config(path: str) -> "Config":
     """Load relay.yaml; on any problem print each with its place and end with exit code 78."""
-    from relay.config import load
+    from relay.cli._config import load_config
     from relay.errors import ConfigError
-    from relay.providers import PROVIDERS
 
     try:
-        text = Path(path).read_bytes()
-    except FileNotFoundError:
-        fail(f"{path}: there is no such file; name one with -c FILE", 78)
-    except OSError as error:
-        fail(f"{path}: {error.strerror}", 78)
-    base = Path(path).resolve().parent
-
-    def read_file(name: str) -> str:
-        return (base / name).read_text(encoding="utf-8")
-
-    try:
-        return load(text, path, environ=os.environ, read_file=read_file, providers=PROVIDERS)
+        return load_config(path)
     except ConfigError as error:
-        for problem in error.problems:
-            print(problem, file=sys.stderr)
+        print(error, file=sys.stderr)
         count = len(error.problems)
         print(f"relay: {count} error{'s' if count > 1 else ''} in {path}", file=sys.stderr)
         raise SystemExit(ConfigError.exit_code) from None
@@ -88,8 +74,3 @@ def frames_input(source: TextIO) -> Iterator[InputFrame]:
             )
         else:
             yield InputFrame(text.encode("utf-8", "surrogateescape"), False, None, ())
-
-
-def echo_error(text: str) -> None:
-    """One line on standard error, coloured on a terminal."""
-    click.secho(text, err=True, fg="red" if sys.stderr.isatty() else None)
