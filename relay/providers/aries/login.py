@@ -156,12 +156,6 @@ class Login:
         """Another connection's fetch may have brought a token, or it is time to try again."""
         if self._try(now_ns):
             return
-        if self._tokens.source == "none":
-            raise HandshakeRefused(
-                "no access token: give token, token_path, or client_id with refresh_token",
-                code="no_token",
-                action="fatal",
-            )
         if self._tokens.refused:
             if not self.accepted:
                 raise HandshakeRefused(self._tokens.refused, code="token_refused", action="fatal")

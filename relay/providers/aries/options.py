@@ -33,9 +33,8 @@ class AriesOptions(Options, frozen=True, kw_only=True):
     (`MSFT260619C00450000`); the padded form and a leading `O:` are understood too."""
 
     token: Annotated[Secret, Meta(description="An access token that somebody else keeps fresh.")] = ""
-    token_path: Annotated[
-        str,
-        Meta(description="A file with the access token, read again at each connection and renewal."),
+    token_file: Annotated[
+        str, Meta(description="File with the access token (text, or JSON), read again at each login.")
     ] = ""
     client_id: Annotated[str, Meta(description="OAuth2 client id, for refreshing the access token.")] = ""
     client_secret: Annotated[Secret, Meta(description="OAuth2 client secret; server apps need it.")] = ""
@@ -81,15 +80,16 @@ class AriesOptions(Options, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         if bool(self.client_id) != bool(self.refresh_token):
-            raise ValueError("client_id and refresh_token belong together")
+            raise ValueError("client_id: belongs together with refresh_token")
         if self.client_secret and not self.client_id:
-            raise ValueError("client_secret needs client_id and refresh_token")
-        if self.token_path and self.client_id:
-            raise ValueError("token_path and client_id: choose who refreshes the token")
-        if self.token and self.token_path:
-            raise ValueError("token and token_path: give one of them")
+            raise ValueError("client_secret: needs client_id and refresh_token")
+        if self.token_file and (self.client_id or self.token):
+            raise ValueError("token_file: give either it, or token, or client_id; one of them keeps the token fresh")
         if self.pnl and not self.account_id:
-            raise ValueError("pnl needs account_id")
+            raise ValueError("pnl: needs account_id")
+        credentials = self.token or self.token_file or self.client_id
+        if not self.simulate and not credentials and subscribed(self):
+            raise ValueError("needs token, token_file, or client_id with refresh_token; or `simulate: true`")
 
 
 def normal(raw: str) -> str:

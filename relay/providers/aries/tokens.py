@@ -1,6 +1,6 @@
 """The access token and what else outlives sessions and is common to the three connections.
 
-One source of tokens: handed in (`token`), a file that somebody else refreshes (`token_path`), or the provider's own
+One source of tokens: handed in (`token`), a file that somebody else refreshes (`token_file`), or the provider's own
 token call with a refresh token that may be rotated at each use. One fetch at a time for all connections; a version
 counts the tokens, so that three refusals of one token are one refusal.
 """
@@ -45,7 +45,7 @@ class Tokens:
         self._options = options
         self._rest = (options.rest_url or REST_URL).rstrip("/")
         self.source: Literal["oauth", "file", "static", "none"] = (
-            "oauth" if options.client_id else "file" if options.token_path else "static" if options.token else "none"
+            "oauth" if options.client_id else "file" if options.token_file else "static" if options.token else "none"
         )
         if self.source == "none" and options.simulate:
             self.source = "static"
@@ -92,7 +92,7 @@ class Tokens:
             return None
         self._busy_until_ns = now_ns + int((REQUEST_SECS + 5) * SECOND)
         if self.source == "file":
-            return Request(TOKEN_TAG, "GET", "file://" + self._options.token_path, timeout_secs=REQUEST_SECS)
+            return Request(TOKEN_TAG, "GET", "file://" + self._options.token_file, timeout_secs=REQUEST_SECS)
         body = {
             "grant_type": "refresh_token",
             "refresh_token": self.refresh_token,
