@@ -1,6 +1,6 @@
 """Which topics a configuration makes, and under which prefix: what `relay check` shows and the bridge builds."""
 
-import os
+import posixpath
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -54,8 +54,8 @@ def names_of(config: Config, provider: ProviderConfig | None = None) -> Topics:
 def data_dir_of(config: Config) -> str:
     """Give the folder of the embedded server's data; made-up prices have one of their own."""
     if config.redis.data_dir:
-        return os.path.join(config.redis.data_dir, "sim") if config.all_simulated else config.redis.data_dir
-    return os.path.join(config.state_dir, "sim" if config.all_simulated else "redis")
+        return posixpath.join(config.redis.data_dir, "sim") if config.all_simulated else config.redis.data_dir
+    return posixpath.join(config.state_dir, "sim" if config.all_simulated else "redis")
 
 
 def topics_of(config: Config) -> list[PlannedTopic]:
