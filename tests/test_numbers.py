@@ -54,8 +54,8 @@ def test_number_is_written_out(wire: Any, text: str) -> None:
 @pytest.mark.parametrize(
     "wire",
     ["", " ", ".", "-", "+", "e5", "1e", "NaN", "nan", "inf", "-Infinity", "1,5", "1_000", "0x10", "1.2.3", "--1",
-     "１２", "0.-10000", "1e61", "1e-61", "1e999999999", "9" * 101, "9" * 1_000_000, "1" * 60 + "e50", 10**100, 10**5000,
-     None, True, False, 1.5, b"1", [], {}],
+     "１２", "0.-10000", "1e61", "1e-61", "1e999999999", "9" * 101, "9" * 1_000_000, "1" * 60 + "e50",
+     10**100, 10**5000, None, True, False, 1.5, b"1", [], {}],
     ids=lambda wire: repr(wire)[:20] if not isinstance(wire, int) else "a large integer",
 )  # fmt: skip
 def test_what_cannot_be_a_price_is_refused(wire: Any) -> None:
