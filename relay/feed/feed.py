@@ -70,7 +70,8 @@ class Feed:
                     self.decision = self._backoff.next(
                         error, jitter=self._random(), now_secs=anyio.current_time(), now_ns=now
                     )
-                self.stats.count_end(error.code or "error" if error is not None else f"close_{end.code}")
+                code = "stopped" if end.code is None else f"close_{end.code}"
+                self.stats.count_end(code if error is None else error.code or "error")
                 self._handler.session_closed(self, error, end.code, end.reason, self.decision, now)
                 if self.decision is None or self.decision.kind == "fatal":
                     return

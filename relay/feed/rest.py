@@ -7,6 +7,7 @@ from urllib.parse import urljoin, urlsplit
 
 import anyio
 
+from relay.feed.connection import tls
 from relay.providers.base import Reply, Request
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class Rest:
             # its INFO lines hold whole URLs, its transport's DEBUG lines hold headers
             for name in ("httpx2", "httpcore2"):
                 logging.getLogger(name).setLevel(logging.WARNING)
-            self._client = httpx2.AsyncClient(follow_redirects=False, timeout=None)
+            self._client = httpx2.AsyncClient(verify=tls(), follow_redirects=False, timeout=None)
         return self._client
 
     async def close(self) -> None:

@@ -35,6 +35,8 @@ TICK_SECS = 0.25
 OUTGOING_MAX = 100_000
 """Messages that may wait to be sent: far above any subscription list; a peer that takes none of them is gone."""
 GONE_SECS = 0.1
+QUIET_HEALTHY_SECS = 10 * HEALTHY_SECS
+"""An account's stream may say nothing for hours: a session this old is healthy without data, and a retry polite."""
 FAULTS_MAX = 20
 """Different faults of a provider's tick that are told in one session; the same one is told once."""
 
@@ -407,7 +409,7 @@ class Session:
             step = moment - before
             before = moment
             age += step
-            if self._carried and age >= HEALTHY_SECS:
+            if age >= (HEALTHY_SECS if self._carried else QUIET_HEALTHY_SECS):
                 self._healthy()
             if self._renew_after is not None and age >= self._renew_after:
                 self.end(SessionError(f"{host}: renewed before the provider cuts it", code="renewed"))
