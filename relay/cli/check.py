@@ -28,18 +28,14 @@ def command(config: str, as_json: bool) -> None:
     Variables and secret files are read as `relay run` would read them; no secret is printed. Exit code 0, or 78 when
     the file cannot be used.
     """
+    from relay.cli._common import read_config
     from relay.cli._config import load_config
     from relay.errors import ConfigError
 
     try:
-        loaded = load_config(config)
+        loaded = load_config(config) if as_json else read_config(config)
     except ConfigError as error:
-        if as_json:
-            click.echo(_json({"ok": False, "errors": [_problem(p) for p in error.problems]}))
-        else:
-            click.echo(str(error), err=True)
-            count = len(error.problems)
-            click.echo(f"relay: {count} error{'s' if count > 1 else ''} in {config}", err=True)
+        click.echo(_json({"ok": False, "errors": [_problem(p) for p in error.problems]}))
         sys.exit(error.exit_code)
     found = describe(loaded)
     if as_json:
