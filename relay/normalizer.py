@@ -89,12 +89,11 @@ class Normalizer:
 
     def open(self, now_ns: int) -> list[Entry]:
         """Begin a session; the one before it, if any, is closed first."""
-        if self.session is not None:
-            self.close(now_ns)
+        entries = self.close(now_ns)
         self.session = self.spec.session(self.options, self.subscriptions, self.shared)
         self.intake.opened(self.source, "1")
         self._take(self.session.opened(now_ns), now_ns)
-        return self.collector.drain()
+        return entries + self.collector.drain()
 
     def close(self, now_ns: int) -> list[Entry]:
         """End the session, if there is one."""
@@ -121,7 +120,7 @@ class Normalizer:
             error = ended
             self._take(getattr(ended, "outputs", ()), now_ns)
             entries += self.collector.drain()
-            self.close(now_ns)
+            entries += self.close(now_ns)
         entries += self.collector.drain()
         return entries, error
 

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
 
 import click
@@ -72,14 +72,21 @@ def _lines(normalizer: Any, frames: Iterator[Any], topics: bool) -> Iterator[byt
             out += normalizer.close(now)
             session = frame.session
         entries, error = normalizer.frame(frame.data, now, binary=frame.binary)
-        for entry in out + entries:
-            if topics:
-                yield msgspec.json.encode({"topic": entry.topic, "id": entry.id, "message": msgspec.Raw(entry.body)})
-            elif not _is_copy(entry):
-                yield entry.body
+        yield from _written(out + entries, topics)
         if error is not None:
             ended = {"type": "session_ended", "action": error.action, "code": error.code, "text": error.text}
             yield msgspec.json.encode(ended)
+    yield from _written(normalizer.close(now), topics)
+
+
+def _written(entries: Iterable[Any], topics: bool) -> Iterator[bytes]:
+    import msgspec
+
+    for entry in entries:
+        if topics:
+            yield msgspec.json.encode({"topic": entry.topic, "id": entry.id, "message": msgspec.Raw(entry.body)})
+        elif not _is_copy(entry):
+            yield entry.body
 
 
 def _is_copy(entry: Any) -> bool:
