@@ -19,7 +19,7 @@ import msgspec
 
 from relay import numbers, symbols, times
 from relay.errors import HandshakeRefused, SessionError
-from relay.model import Quote, RejectReason, Side, Status, Trade
+from relay.model import Quote, RejectReason, Side, Status, StatusEvent, Trade
 from relay.providers.base import (
     BaseProvider,
     ChannelSpec,
@@ -299,11 +299,16 @@ class Session(BaseProvider):
         out: list[Output] = []
         for name, what in _WRONG_PRODUCT.findall(reason):
             code = "delisted" if what.lower() == "delisted" else "invalid_product"
-            out += asking.refuse([key for key in asking.wanted if key[1].upper() == name.upper()], code, text)
+            keys = [key for key in asking.wanted if key[1].upper() == name.upper()]
+            symbol, venue = self._symbols[name]
+            out += asking.refuse(keys, code, text) or [
+                Status(event="refused", raw_symbol=name, symbol=symbol, venue=venue, code=code, text=text)
+            ]
         for name in _WRONG_CHANNEL.findall(reason):
             keys = [key for key in asking.wanted if key[0] == family(name)]
             out += asking.refuse(keys, "invalid_channel", text)
-        return out or [Status(event="notice", code="provider_error", text=text)]
+        event: StatusEvent = "refused" if "failed to subscribe" in text.lower() else "notice"
+        return out or [Status(event=event, code="provider_error", text=text)]
 
     def _broken(self, data: bytes, error: Exception) -> Sequence[Output]:
         """A frame that is none of the wire structs: known and useless, or a reject."""

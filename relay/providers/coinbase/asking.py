@@ -56,6 +56,8 @@ class Asking:
         """Want more, and ask for it."""
         known = set(self.wanted)
         for sub in subscriptions:
+            if sub.raw == "*":  # everything (frames without a configuration): nothing that one could ask for
+                continue
             # heartbeats first: they show that the connection lives
             for key, value in (((HEARTBEAT, sub.raw), None), ((FAMILY[sub.channel], sub.raw), sub)):
                 self.wanted.setdefault(key, value)
@@ -116,7 +118,7 @@ class Asking:
             if (HEARTBEAT, raw) in self.wanted:
                 del self.wanted[(HEARTBEAT, raw)]
                 out.append(Status(event="notice", code=code, raw_symbol=raw, text=f"no heartbeats: {text}"))
-        if not self.wanted:
+        if out and not self.wanted:
             # raised by the next tick, so that these statuses go out before
             self._end = SubscribeRefused(f"nothing is left to subscribe to: {text}", code=code, action="slow")
         return out
