@@ -525,7 +525,14 @@ def test_the_instrument_map_survives_as_plain_json() -> None:
     again = Desk(fresh, quotes=("AAPL",), metadata=True).login()
     assert not again.asked("search") and not again.asked("instrumentIds")
     assert again.sent[-1]["data"]["topics"] == ["instrument:1001"]
-    for broken in ({}, {"version": 1, "items": [1, {"id": "x"}, {"id": "5"}], "tables": 3}, {"version": 99}):
+    simulated = EtoroShared(EtoroOptions(simulate=True))
+    simulated.load_state(kept)
+    assert simulated.items == {}
+    for broken in (
+        {},
+        {"version": 1, "simulated": False, "items": [1, {"id": "x"}, {"id": "5"}], "tables": 3},
+        {"version": 99},
+    ):
         EtoroShared(desk.options).load_state(broken)
 
 

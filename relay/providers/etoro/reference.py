@@ -223,6 +223,7 @@ class EtoroShared(base.Shared):
         self.changed = False
         return {
             "version": STATE_VERSION,
+            "simulated": self.options.simulate,
             "items": [item.to_json() for item in self.items.values()],
             "exchanges": dict(self.exchanges),
             "kinds": dict(self.kinds),
@@ -231,8 +232,13 @@ class EtoroShared(base.Shared):
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take a kept instrument map over; what cannot be read, or is of another version, is left out."""
+        """Take a kept instrument map over; what cannot be read, or is of another version, is left out.
+
+        A simulator's instruments are made up: they never get into a map that real prices are named by.
+        """
         if not isinstance(state, dict) or state.get("version") != STATE_VERSION:
+            return
+        if state.get("simulated") is not self.options.simulate:
             return
         rows = state.get("items")
         for row in rows if isinstance(rows, list) else ():
