@@ -1,6 +1,7 @@
-"""Aries against its own side of the wire: three endpoints, one token, renewals, refusals; no IO, a clock by hand."""
+"""Aries against its own side of the wire: three endpoints, one token, renewals, refusals; mostly without IO."""
 
 import json
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -8,6 +9,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from relays import config_of, entries, relay_of, topics, until
 
 from relay import codec
 from relay.errors import SessionError
@@ -233,6 +235,11 @@ def test_rotated_refresh_token_outlives_the_process_unless_a_new_one_is_configur
     again.shared.load_state(state)
     assert again.line("market").events() == ["authenticated"]
 
+    simulated = Scene({**OAUTH, **MARKET, "simulate": True})
+    simulated.shared.load_state(state)
+    assert simulated.line("market").events() == ["authenticated"]
+    assert simulated.shared.state() == state, "a simulated run leaves the real token alone"
+
     newly = Scene({**OAUTH, **MARKET, "refresh_token": "FAKE.NEW"})
     newly.shared.load_state(state)
     assert newly.shared.tokens.refresh_token == "FAKE.NEW" and newly.shared.state() == {}
@@ -450,8 +457,9 @@ def test_options_that_cannot_work_are_refused(options: dict[str, Any], text: str
         msgspec.convert(options, AriesOptions)
 
 
-def test_simulated_needs_no_token() -> None:
-    line = Scene({"simulate": True, **MARKET}).line("market")
+@pytest.mark.parametrize("credentials", [{}, {"token": "T"}, {"token_file": "/nowhere"}, OAUTH])
+def test_simulated_needs_no_token_of_its_own(credentials: dict[str, str]) -> None:
+    line = Scene({"simulate": True, **credentials, **MARKET}).line("market")
     assert line.events() == ["authenticated"]
 
 
@@ -464,3 +472,30 @@ def test_no_output_shows_a_token() -> None:
         line.wait(400)
         text += b"".join(map(codec.encode, line.out))
     assert b"FAKE" not in text and b"SIMULATED." not in text and b"TEST-77" not in text
+
+
+async def test_simulated_relay_fills_every_topic(redis_url: str, tmp_path: Path) -> None:
+    text = f"""
+redis: {{url: {redis_url}}}
+providers:
+  aries:
+    simulate: true
+    client_id: cid
+    refresh_token: ${{REFRESH}}
+    quotes: [MSFT]
+    trades: [MSFT]
+    books: {{full: [MSFT]}}
+    rates: [SPX]
+    greeks: [{OPTION}]
+    charts: [NVDA]
+    account_id: TEST-77
+    news: true
+"""
+    wanted = {
+        "quotes.MSFT", "trades.MSFT", "books.aries.MSFT", "rates.SPX-IDX", "greeks.MSFT-20260619-450-C", "quotes.NVDA",
+        "trades.NVDA", "orders.main", "positions.main", "balances.main", "account.main",
+    }  # fmt: skip
+    async with relay_of(config_of(text, tmp_path, REFRESH="FAKE.REFRESH")) as running:
+        await until(lambda: {f"sim.{topic}" for topic in wanted} <= topics(redis_url, "sim."), 20)
+        assert not running.said("error")
+    assert entries(redis_url, "sim.trades.MSFT")[0][1]["origin"] == "simulated"

@@ -379,8 +379,8 @@ class Session(BaseProvider):
         text = _error_text(said)
         asked = str(request_id) if isinstance(request_id, str | int) else ""
         low = text.lower()
-        unnamed = not asked and self._login.pending and "authenticat" in low
-        if (asked and asked == self._login.request_id) or unnamed or "token is required" in low:
+        unnamed = not asked and self._login.pending and ("authenticat" in low or "token is required" in low)
+        if unnamed or (asked and asked == self._login.request_id):
             self._login.refused(text)
         if asked and asked == self._ping_id:
             switched = not self.shared.ping_switched

@@ -47,8 +47,8 @@ class Tokens:
         self.source: Literal["oauth", "file", "static", "none"] = (
             "oauth" if options.client_id else "file" if options.token_file else "static" if options.token else "none"
         )
-        if self.source == "none" and options.simulate:
-            self.source = "static"
+        if options.simulate and self.source != "oauth":
+            self.source = "static"  # the simulator takes any token; a real token file need not be there
         self._static = options.token or "simulated"
         self.refresh_token = options.refresh_token
         self.text = options.token if self.source == "oauth" else ""
@@ -238,6 +238,7 @@ class AriesShared(Shared):
         self.auth_refusals: dict[str, int] = {}
         """By endpoint: refused logins since the last one that was accepted."""
         self._configured = _digest(options.refresh_token)
+        self._stored: dict[str, str] = {}
 
     def wants(self, subscription: Subscription, raw_symbol: str, param: str) -> bool:
         """As in the base class, with spellings of a symbol taken as one."""
@@ -246,8 +247,11 @@ class AriesShared(Shared):
     def state(self) -> dict[str, str]:
         """What must survive a restart: the rotated refresh token, bound to the configured one it came from.
 
-        A secret: the relay stores it with mode 600, before the new access token is used.
+        A secret: the relay stores it with mode 600, before the new access token is used. A simulated run gives back
+        what it was given: it must not replace the real token.
         """
+        if self.options.simulate:
+            return self._stored
         rotated = self.tokens.refresh_token
         if not rotated or rotated == self.options.refresh_token:
             return {}
@@ -255,6 +259,9 @@ class AriesShared(Shared):
 
     def load_state(self, state: dict[str, str]) -> None:
         """Take what `state` gave in an earlier run; a refresh token that was newly configured since then wins."""
+        self._stored = state
+        if self.options.simulate:
+            return
         if state.get("refresh_token") and state.get("configured") == self._configured:
             self.tokens.refresh_token = str(state["refresh_token"])
 
