@@ -356,7 +356,9 @@ def test_an_unhandled_exception_is_tried_again_a_few_times() -> None:
 
 
 def test_topics_are_dealt_to_connections_and_a_symbol_stays_whole() -> None:
-    options = EtoroOptions(api_key="k", quotes=tuple(map(str, range(1, 11))), orders=True, connection_topics_max=4)
+    options = EtoroOptions(
+        api_key="k", user_key="u", quotes=tuple(map(str, range(1, 11))), orders=True, connection_topics_max=4
+    )
     planned = SPEC.plan(options, SPEC.subscribed(options))
     topics = [[sub for sub in one.subscriptions if sub.channel != "instruments"] for one in planned]
     assert [len(one) for one in topics] == [4, 4, 3]
@@ -374,10 +376,11 @@ def test_keys_ride_on_the_upgrade_in_the_header_dialect_alone() -> None:
     assert uuid.UUID(other.headers["x-request-id"]).version == 4
 
 
-def test_a_key_is_needed_unless_simulated() -> None:
-    with pytest.raises(ValueError, match="api_key"):
-        EtoroOptions(quotes=("1001",))
-    assert EtoroOptions(simulate=True).api_key == ""
+def test_the_user_key_belongs_to_the_api_key() -> None:
+    with pytest.raises(ValueError, match="^user_key: "):
+        EtoroOptions(api_key="k")
+    assert EtoroOptions(api_key="k", dialect="header").keys() == ("k", "")
+    assert all(EtoroOptions(simulate=True).keys())
 
 
 # -- names and metadata ----------------------------------------------------------------------------------------------

@@ -85,16 +85,13 @@ class Control:
         return [Status(event="authenticated", text="the upgrade was accepted")]
 
     def _login(self, now_ns: int) -> None:
-        options = self.shared.options
+        api_key, user_key = self.shared.options.keys()
         self.auth_id = self.shared.request_id()
         self.auth = Operation("Authenticate", [], due_ns=now_ns + int(AUTH_SECS * 1e9))
         body = {
             "id": self.auth_id,
             "operation": "Authenticate",
-            "data": {
-                "userKey": options.user_key or ("demo" if options.simulate else ""),
-                "apiKey": options.api_key or "demo",
-            },
+            "data": {"userKey": user_key, "apiKey": api_key},
         }
         self.out.append(Send(msgspec.json.encode(body).decode()))
 

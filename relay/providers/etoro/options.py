@@ -70,8 +70,13 @@ class EtoroOptions(base.Options, frozen=True, kw_only=True, forbid_unknown_field
     ] = {}
 
     def __post_init__(self) -> None:
-        if not self.api_key and not self.simulate:
-            raise ValueError("`api_key` is needed (and `user_key`); create both in eToro's settings under API keys")
+        if self.api_key and not self.user_key and self.dialect == "inband" and not self.simulate:
+            raise ValueError("user_key: is needed beside api_key; eToro gives both when a key is made")
+
+    def keys(self) -> tuple[str, str]:
+        """Give API key and user key; a simulator takes any that are not empty."""
+        stand_in = "simulated" if self.simulate else ""
+        return self.api_key or stand_in, self.user_key or stand_in
 
 
 def subscribed(options: EtoroOptions) -> list[Subscription]:

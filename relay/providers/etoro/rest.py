@@ -114,10 +114,10 @@ class Rest:
         return out
 
     def _headers(self) -> dict[str, str]:
-        options = self.shared.options
+        api_key, user_key = self.shared.options.keys()
         return {
-            "x-api-key": options.api_key or "demo",
-            "x-user-key": options.user_key or ("demo" if options.simulate else ""),
+            "x-api-key": api_key,
+            "x-user-key": user_key,
             "x-request-id": self.shared.request_id(),
             "accept": "application/json",
             # the alternate host answers 403 to what does not look like a browser [measured]

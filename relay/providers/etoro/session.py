@@ -58,11 +58,8 @@ class EtoroSession(BaseProvider):
             url += ("&" if "?" in url else "?") + urlencode(options.query)
         headers: dict[str, str] = {}
         if options.dialect != "inband":
-            headers = {
-                "x-api-key": options.api_key or "demo",
-                "x-user-key": options.user_key or ("demo" if options.simulate else ""),
-                "x-request-id": self.shared.request_id(),
-            }
+            api_key, user_key = options.keys()
+            headers = {"x-api-key": api_key, "x-user-key": user_key, "x-request-id": self.shared.request_id()}
         return Connect(
             url,
             headers=headers,
