@@ -69,7 +69,7 @@ class Relay:
 
     async def until(self, condition: Callable[[], Any], secs: float = 10.0) -> None:
         with anyio.fail_after(secs):
-            while not condition():
+            while not condition():  # noqa: ASYNC110 - what is awaited happens in another process
                 await anyio.sleep(0.005)
 
     async def told(self, kind: str, secs: float = 10.0) -> dict[str, Any]:

@@ -41,8 +41,8 @@ class Sink:
     `relay`: the name that owns topics. `prefix`: before the relay's own keys (`relay:epoch` ...), the same that the
     topics carry. `run`: ms of this start. `raise_floor`: called with a ms below which no new entry may be stamped.
     `on_event(kind, fields)`: connected, lost, holding (Redis is up and takes nothing), recovered, lease_refused,
-    fenced, stopped; of topics owned, topic_blocked, topic_unblocked, topics_taken, foreign_entries, restamped, stream_gone,
-    unpublished; of entries confirmed (their reply was lost), redis_lost, oom_trimmed, streams_trimmed.
+    fenced, stopped; of topics owned, topic_blocked, topic_unblocked, topics_taken, foreign_entries, restamped,
+    stream_gone, unpublished; of entries confirmed (the reply was lost), redis_lost, oom_trimmed, streams_trimmed.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Sink:
         self._idle = False
         self._wake = anyio.Event()
         self._room = anyio.Event()
-        self._progress = anyio.Event()
+        self._empty = anyio.Event()
         self._ended = anyio.Event()
         self._scope: anyio.CancelScope | None = None
 
@@ -110,7 +110,7 @@ class Sink:
         """Wait until all that waits is stored, blocked topics aside. Give the number left, those included."""
         with anyio.move_on_after(timeout_secs):
             while self.outbox.waiting and not self._ended.is_set():
-                await self._progress.wait()
+                await self._empty.wait()
         return self.outbox.entries()
 
     async def stop(self) -> None:
@@ -139,7 +139,7 @@ class Sink:
             await self._link.close()
             self.state = "stopped"
             self._ended.set()
-            self._turn("_progress")
+            self._turn("_empty")
             self._event("stopped", {"waiting": self.outbox.entries()})
 
     # the life of a connection
@@ -364,7 +364,7 @@ class Sink:
             self._probe_at = time.monotonic() + PROBE_SECS
             kind = "owned" if reply.startswith("OWNED ") else "topic_blocked"
             self._event(kind, {"topic": topic.name, "reason": reply, "text": text or told})
-            self._turn("_progress")
+            self._turn("_empty")
             if not self.outbox.full:
                 self._turn("_room")
 
@@ -423,7 +423,6 @@ class Sink:
         for number, (topic, count) in enumerate(batch):
             if number not in stopped:
                 self._done(topic, count, topic.ids[count - 1])
-        self._turn("_progress")
         self._tell()
         if problem is not None:
             raise problem
@@ -473,6 +472,8 @@ class Sink:
         stats.entries += count
         stats.bytes += outbox.done(topic, count) - count * ENTRY_COST
         topic.last = last
+        if not outbox.waiting:
+            self._turn("_empty")
         if was_full and not outbox.full:
             self._turn("_room")
 
