@@ -21,6 +21,8 @@ from relay.providers.etoro.wire import Object
 BLANKS = b"\x00 \t\r\n"
 ROUND_NS = 3_000_000_000
 """A look for quiet instruments this often, and at most one batch of rates: 20 calls a minute of the budget of 50."""
+REFERENCE_NS = 15_000_000_000
+"""A look for metadata of more than a day this often: some ms of work with 5,000 instruments."""
 TOPICS_CACHED_MAX = 100_000
 """Spellings of topics remembered; a hostile peer cannot make more."""
 
@@ -50,6 +52,7 @@ class EtoroSession(BaseProvider):
         self._open: dict[str, bool] = {}
         self._topics: dict[str, str] = {}
         self._next_round_ns = 0
+        self._next_reference_ns = 0
 
     def connect(self) -> Connect:
         options = self.options
@@ -129,8 +132,10 @@ class EtoroSession(BaseProvider):
         out = self._control.tick(now_ns)
         if now_ns >= self._next_round_ns:
             self._next_round_ns = now_ns + ROUND_NS
-            out += self._lookup.reference(now_ns)
             self._lookup.find_quiet(now_ns)
+        if now_ns >= self._next_reference_ns:
+            self._next_reference_ns = now_ns + REFERENCE_NS
+            out += self._lookup.reference(now_ns)
         self._pump(now_ns)
         return out
 
