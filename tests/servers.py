@@ -100,7 +100,7 @@ class Proxy:
     cut. `refuse`: drop the connection without passing the request on. Bytes: answer with them, pass nothing on.
     """
 
-    def __init__(self, port: int, match: bytes = b"relay_append_") -> None:
+    def __init__(self, port: int, match: bytes = b"\r\nrelay_append_") -> None:
         self.port, self.match = port, match
         self.listen = free_port()
         self.fault: Callable[[], str | bytes | None] = lambda: None

@@ -174,7 +174,8 @@ async def test_drain_says_what_is_left_when_redis_is_away():
 # who may write
 
 
-async def test_second_relay_of_the_name_is_refused_while_the_first_lives(server, client):
+async def test_second_relay_of_the_name_is_refused_while_the_first_lives(server, client, monkeypatch):
+    monkeypatch.setattr("relay.sink.claim.PATIENCE_SECS", 0.6)  # longer than a renewal
     async with Relay(server.url).running() as first:
         second = Relay(server.url)
         async with second.running(ready=False):
@@ -517,14 +518,15 @@ async def test_restored_backup_goes_on_behind_what_it_holds(server, client):
     assert bodies(client, "t") == [1, 2, 3, 7, 8]
 
 
-async def test_stop_gives_up_on_a_server_that_hangs(server):
+async def test_stop_gives_up_on_a_server_that_hangs(monkeypatch):
     """A stop does not wait for the time-out of a call."""
+    monkeypatch.setattr("relay.sink.sink.STOP_SECS", 0.1)
     held: list[asyncio.StreamWriter] = []
     hung = await asyncio.start_server(lambda reader, writer: held.append(writer), "127.0.0.1", 0)
     async with hung:
         port = hung.sockets[0].getsockname()[1]
         relay = Relay(f"redis://127.0.0.1:{port}/0")
-        with anyio.fail_after(4):
+        with anyio.fail_after(2):
             async with relay.running(ready=False):
                 await relay.until(lambda: held)
         for writer in held:

@@ -23,6 +23,8 @@ from relay.sink.trim import Keeper
 
 RIGHTS_SECS = 5.0
 """Least pause after a refused login: somebody has to change something first."""
+STOP_SECS = 2.0
+"""A stop waits this long for the call in flight."""
 PROBE_SECS = 5.0
 """Blocked topics are tried again this often: the operator may have mended the cause."""
 
@@ -119,7 +121,7 @@ class Sink:
         self._wake.set()
         if self._scope is None:
             return
-        with anyio.move_on_after(2.0):
+        with anyio.move_on_after(STOP_SECS):
             await self._ended.wait()
         if not self._ended.is_set():
             self._scope.cancel()
@@ -179,14 +181,12 @@ class Sink:
         return _Again(what, text, reply)
 
     async def _react(self, error: _Again) -> None:
-        if error.what == "fence":
-            self._resumed = False
-            return
-        if error.what == "load":
-            # nothing was written; a server that lost its functions may have lost more, so all is asked again
+        if error.what in ("fence", "load"):
+            # nothing was written; a server that lost keys or functions may have lost more, so all is asked again
             self._resumed = False
             try:
                 await self._claim.load()
+                await self._pause()
                 return
             except ReplyError as refused:
                 error = self._judge(str(refused))
@@ -200,7 +200,7 @@ class Sink:
         await self._pause(RIGHTS_SECS if error.what in ("rights", "cluster") else 0.0)
 
     async def _pause(self, least_secs: float = 0.0) -> None:
-        """Wait before the next try: at once the first time, then full jitter. `stop` ends it."""
+        """Wait before the next try; `stop` ends it."""
         secs = least_secs + self._pace.pause_secs()
         if secs and not self._stopping:
             self._wake = anyio.Event()
