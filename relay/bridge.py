@@ -129,6 +129,7 @@ class Bridge:
             if simulated:
                 options = self._simulated(section)
             shared = section.spec.shared(options, getattr(options, "account", "") or "main")
+            shared.book_snapshot_every = max(1, config.redis.stream_length_max // 2)
             self._load_state(name, shared)
             source = self.intake.source(
                 name,

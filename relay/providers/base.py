@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
 from msgspec import Meta, Struct
 
 from relay import model
+from relay.books import Books, Rules
 from relay.model import Header
 from relay.retry import Policy
 
@@ -205,12 +206,46 @@ class Options(Redacted, Struct, frozen=True, kw_only=True, forbid_unknown_fields
     topics_max: Annotated[int, Meta(ge=1, description="Most topics this provider may make.")] = 10_000
 
 
+class BookOptions(Options, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Options of a provider whose books the relay keeps itself (relay.books)."""
+
+    book_depth_max: Annotated[
+        int, Meta(ge=1, description="Levels a side of a book that are published, the best ones.")
+    ] = 1000
+    book_snapshot_secs: Annotated[
+        float, Meta(ge=0, description="A changed book is published whole again after this long; 0: never by time.")
+    ] = 60.0
+    quotes_from_books: Annotated[
+        tuple[str, ...], Meta(description="Symbols under `books` whose best bid and ask are published as quotes.")
+    ] = ()
+
+    def __post_init__(self) -> None:
+        """Raises: ValueError naming what contradicts itself."""
+        books: dict[str, str] = {}
+        for depth, raws in self.books.items():
+            for raw in raws:
+                if books.setdefault(raw, depth) != depth:
+                    raise ValueError(f"books: {raw!r} is listed under {books[raw]} and {depth}; one depth a symbol")
+        for raw in self.quotes_from_books:
+            if raw not in books:
+                raise ValueError(f"quotes_from_books: {raw!r} is not listed under books")
+            if raw in self.quotes:
+                raise ValueError(
+                    f"quotes_from_books: {raw!r} is listed under quotes too; one source of quotes is enough"
+                )
+
+
+FROM_BOOK = "book"
+"""The parameter of a subscription to quotes that are derived from a book."""
+
+
 def subscriptions(options: Options, account: Sequence[model.Channel] = ()) -> list[Subscription]:
     """List what an options struct subscribes to, in configured order; `account` adds account channels."""
     out: list[Subscription] = []
     listed: tuple[model.Channel, ...] = ("quotes", "trades", "rates", "greeks", "instruments")
     for channel in listed:
         out += [Subscription(channel, raw) for raw in getattr(options, channel)]
+    out += [Subscription("quotes", raw, FROM_BOOK) for raw in getattr(options, "quotes_from_books", ())]
     mapped: tuple[model.Channel, ...] = ("bars", "books")
     for channel in mapped:
         for param, raws in getattr(options, channel).items():
@@ -238,6 +273,8 @@ class Shared:
         self.options: Any = options
         self.account = account
         self._counter = 0
+        self.book_snapshot_every = 5000
+        """Messages of a book's topic after which it is published whole again; the bridge sets half a stream."""
 
     def next_id(self) -> int:
         self._counter += 1
@@ -364,6 +401,20 @@ class ProviderSpec:
     """Where a person gets a key; empty: no key needed."""
 
     account_channels: ClassVar[frozenset[str]] = model.ACCOUNT_CHANNELS
+
+
+def order_books(
+    options: BookOptions, shared: Shared, names: Mapping[str, tuple[str, str | None]], rules: Rules
+) -> Books:
+    """Make the books of one session, as its options want them."""
+    return Books(
+        names,
+        rules,
+        depth_max=options.book_depth_max,
+        snapshot_every=shared.book_snapshot_every,
+        snapshot_secs=options.book_snapshot_secs,
+        quotes=options.quotes_from_books,
+    )
 
 
 # -- small helpers for provider files ----------------------------------------------------------------------------
