@@ -1,6 +1,8 @@
 import timeit
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from relay.outbox import BLOCKED_SHARE, ENTRY_COST, Outbox
 
@@ -133,6 +135,47 @@ def test_replace_keeps_the_account():
     assert outbox.size == topic.size == 5 + 2 * ENTRY_COST
     outbox.done(topic, 2)
     assert outbox.size == 0
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("add"), st.integers(0, 3), st.integers(0, 60)),
+            st.tuples(st.just("done"), st.integers(1, 6), st.integers(1, 900)),
+            st.tuples(st.sampled_from(["block", "unblock"]), st.integers(0, 3), st.just(0)),
+        ),
+        max_size=60,
+    )
+)
+def test_account_and_order_hold_through_any_history(history):
+    outbox = Outbox(2_000, 1_000)
+    topics = [outbox.topic(f"t{n}", "quotes", "p") for n in range(4)]
+    stored = {topic: [] for topic in topics}
+    for what, one, two in history:
+        if what == "add":
+            topics[one].seq += 1
+            outbox.add(topics[one], f"1-{topics[one].seq}", b"x" * two)
+        elif what == "done":
+            batch = outbox.take(one, two)
+            assert sum(count for _, count in batch) <= one and bool(batch) == bool(outbox.waiting)
+            size = sum(len(body) + ENTRY_COST for topic, count in batch for body in topic.data[:count])
+            assert size <= two or [count for _, count in batch] == [1]
+            for topic, count in batch:
+                assert not topic.blocked
+                stored[topic] += topic.ids[:count]
+                outbox.done(topic, count)
+        elif what == "block":
+            outbox.block(topics[one], "WRONGTYPE")
+        else:
+            outbox.unblock(topics[one])
+        sizes = {topic: sum(map(len, topic.data)) + ENTRY_COST * len(topic.ids) for topic in topics}
+        assert [topic.size for topic in topics] == list(sizes.values()) and outbox.size == sum(sizes.values())
+        held = sum(size for topic, size in sizes.items() if topic.blocked)
+        assert outbox.held == held and set(outbox.waiting) == {t for t in topics if t.ids and not t.blocked}
+        over = any(size > 1_000 for topic, size in sizes.items() if not topic.blocked)
+        assert outbox.full == (over or outbox.size - held > 2_000)
+    for topic in topics:
+        assert stored[topic] + topic.ids == [f"1-{n + 1}" for n in range(topic.seq)]
 
 
 def test_add_is_cheap():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -12,7 +13,7 @@ import anyio.to_thread
 import pytest
 import redis
 import redis.asyncio
-from servers import Proxy, RedisServer
+from servers import Proxy, RedisServer, free_port
 from sinks import Relay, bodies, dose
 
 from relay.sink import REACTIONS, Unsupported, reaction
@@ -192,6 +193,32 @@ async def test_unix_socket_carries_the_same(server):
         exact(client, relay)
     async with Relay(f"unix://{path}", password="wrong").running(ready=False) as relay:
         assert (await relay.told("holding"))["reaction"] == "rights"
+
+
+async def test_tls_checks_the_server_and_carries_the_same(server):
+    if not shutil.which("openssl"):
+        pytest.skip("no openssl to make a certificate with")
+    cert, key, port = os.path.join(server.folder, "cert.pem"), os.path.join(server.folder, "key.pem"), free_port()
+    make = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=localhost"
+    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", cert]
+    await anyio.run_process(["openssl", *make.split(), *names])
+    server.kill()
+    server.options = ("--tls-port", str(port), "--tls-cert-file", cert, "--tls-key-file", key)
+    server.options += ("--tls-ca-cert-file", cert)
+    try:
+        server.start()
+    except AssertionError as error:
+        pytest.skip(f"this server is built without TLS: {str(error)[-200:]}")
+    url = f"rediss://127.0.0.1:{port}/0"
+    async with Relay(url, ca_file=cert, cert_file=cert, key_file=key).running() as relay:
+        relay.put("t", 3)
+        await relay.drained()
+    with server.client() as client:
+        exact(client, relay)
+    async with Relay(url, cert_file=cert, key_file=key).running(ready=False) as relay:
+        relay.put("t", 1)
+        assert "certificate" in (await relay.told("lost"))["error"].lower()
+        assert relay.sink.stats.connects == 0
 
 
 async def test_server_without_functions_ends_the_process_at_the_start(server):

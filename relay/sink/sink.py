@@ -88,8 +88,7 @@ class Sink:
         self._confirmed = 0
         self._probe_at = 0.0
         self._resumed = False
-        self._stopping = False
-        self._idle = False
+        self._greeted = self._stopping = self._idle = False
         self._wake = anyio.Event()
         self._room = anyio.Event()
         self._empty = anyio.Event()
@@ -153,7 +152,9 @@ class Sink:
                 self._resumed = False
                 await self._link.open()
                 self.stats.connects += 1
-                self._event("connected", {"server": self.server.where})
+                if not self._greeted:  # a connection that comes and goes is said when it has been of use
+                    self._greeted = True
+                    self._event("connected", {"server": self.server.where})
             if not self._resumed:
                 await self._resume()
             await self._write()
@@ -220,6 +221,7 @@ class Sink:
         """A write went well, or there is nothing to write: all is well again."""
         self._pace.tries = 0
         if self.state != "flowing":
+            self._greeted = False
             was, self.state = self.state, "flowing"
             self._said = ("", None)
             if was != "starting":
@@ -227,12 +229,12 @@ class Sink:
 
     def _tell(self) -> None:
         """Say together what was found topic by topic."""
-        if self._lost:
-            self._event("redis_lost", {"topics": len(self._lost), "names": self._lost[:10]})
-            self._lost = []
-        if self._confirmed:
-            self._event("confirmed", {"entries": self._confirmed})
-            self._confirmed = 0
+        lost, self._lost = self._lost, []
+        confirmed, self._confirmed = self._confirmed, 0
+        if lost:
+            self._event("redis_lost", {"topics": len(lost), "names": lost[:10]})
+        if confirmed:
+            self._event("confirmed", {"entries": confirmed})
 
     def _turn(self, name: str) -> None:
         """Wake all who wait for an event and put a new one in its place."""
@@ -284,7 +286,8 @@ class Sink:
         for owner, theirs in owned.items():
             lives = await self._claim.lives(owner)
             if self._takeover and not lives and owner not in may:
-                self._event("topics_taken", {"owner": owner, "topics": len(theirs), "names": _some(theirs)})
+                names = [topic.name for topic in theirs[:10]]
+                self._event("topics_taken", {"owner": owner, "topics": len(theirs), "names": names})
                 await self._fence(theirs, owner)
                 continue
             cure = (
@@ -495,7 +498,3 @@ class Sink:
             trimmed = await self._keeper.make_room()
             self.stats.trimmed += trimmed
             self._event("oom_trimmed", {"entries": trimmed})
-
-
-def _some(topics: list[Topic]) -> list[str]:
-    return [topic.name for topic in topics[:10]]
