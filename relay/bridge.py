@@ -16,7 +16,7 @@ import msgspec
 
 from relay import model
 from relay.clock import Clock
-from relay.config import Config, ProviderConfig
+from relay.config import Config, ProviderConfig, data_dir_of
 from relay.embedded import EmbeddedServer
 from relay.errors import RelayError, SessionError
 from relay.feed import Feed, SharedLimits
@@ -92,7 +92,10 @@ class Bridge:
                 from relay.simulator.server import Simulator
 
                 self.simulator = Simulator(
-                    sorted({p.spec.name for p in simulated}), rate=config.simulator.rate, seed=config.simulator.seed
+                    sorted({p.spec.name for p in simulated}),
+                    rate=config.simulator.rate,
+                    seed=config.simulator.seed,
+                    port=config.simulator.port,
                 )
                 await stack.enter_async_context(self.simulator)
             self._build(embedded)

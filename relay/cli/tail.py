@@ -143,13 +143,12 @@ def readable(topic: str, body: bytes, colour: bool) -> str:
     """One message as one line for people; control characters of foreign text are shown, not obeyed."""
     import msgspec
 
-    from relay.times import iso
-
     try:
         message = msgspec.json.decode(body)
     except msgspec.DecodeError:
         return f"{topic}  not a message: {body[:80]!r}"
-    head = iso(message.pop("ts_recv", 0) // 1_000_000 * 1_000_000)[11:-1].ljust(12, "0" if "." in topic else " ")
+    seconds, ns = divmod(message.pop("ts_recv", 0), 1_000_000_000)
+    head = f"{time.strftime('%H:%M:%S', time.gmtime(seconds))}.{ns // 1_000_000:03d}"
     kind = message.pop("type", "?")
     origin = message.pop("origin", "")
     for key in ("provider", "run", "seq", "raw_symbol", "symbol", "ts_event", "src_seq", "topic"):
