@@ -78,10 +78,7 @@ class Bridge:
         embedded = config.redis.url == "embedded"
         async with contextlib.AsyncExitStack() as stack:
             if embedded:
-                data = Path(
-                    config.redis.data_dir or Path(config.state_dir) / ("sim" if self.all_simulated else "redis")
-                )
-                self.server = EmbeddedServer(data, port=config.redis.port)
+                self.server = EmbeddedServer(Path(data_dir_of(config)), port=config.redis.port)
                 self.redis_url = await self.server.start()
                 stack.push_async_callback(self.server.stop)
                 self._leave_url(stack)
