@@ -16,6 +16,7 @@ from relay.outbox import Outbox
 from relay.sink import Fenced, LeaseHeld
 from relay.sink.claim import LEASE_MS
 from relay.sink.functions import library
+from relay.sink.pace import BACKOFF_CAP_SECS, BYTES_MAX, BYTES_MIN, ENTRIES_MAX, ENTRIES_MIN, Pace, SinkStats
 
 
 class Given:
@@ -532,3 +533,20 @@ async def test_stop_gives_up_on_a_server_that_hangs(monkeypatch):
         for writer in held:
             writer.close()
     assert relay.sink.state == "stopped"
+
+
+def test_slow_calls_shrink_and_quick_ones_grow_again():
+    pace = Pace(SinkStats())
+    for _ in range(20):
+        pace.answered(0.2, 100, trip_secs=0.001)
+    assert (pace.entries_max, pace.bytes_max) == (ENTRIES_MIN, BYTES_MIN)
+    for _ in range(60):
+        pace.answered(0.2, 100, trip_secs=0.19)  # the way is long, the server quick
+    assert (pace.entries_max, pace.bytes_max) == (ENTRIES_MAX, BYTES_MAX)
+
+
+def test_pause_is_none_at_first_then_jittered_below_the_lease():
+    pace = Pace(SinkStats())
+    pauses = [pace.pause_secs() for _ in range(200)]
+    assert pauses[0] == 0.0 and 0.3 < max(pauses) <= BACKOFF_CAP_SECS < LEASE_MS / 1000
+    assert len(set(pauses)) > 190
