@@ -9,12 +9,12 @@ import json
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import msgspec
 
-from relay import model
+from relay import lifecycle, model
 from relay.clock import Clock
 from relay.config import Config, ProviderConfig, data_dir_of
 from relay.embedded import EmbeddedServer
@@ -27,6 +27,9 @@ from relay.providers.base import Frame, Planned, Provider, Reply, Request, Send,
 from relay.retry import Decision
 from relay.sink import Sink
 from relay.topics import Topics
+
+if TYPE_CHECKING:
+    from relay.recording import Recorder
 
 DRAIN_SECS = 7.0
 """How long a planned stop waits for Redis; with the rest of the shutdown it stays under ten seconds."""
@@ -65,7 +68,12 @@ class Bridge:
         self._stop = anyio.Event()
         self.stopping = False
         self.outbox = Outbox(config.outbox.bytes_max, config.outbox.topic_bytes_max)
-        self.frame: Callable[[Feed, Frame], None] | None = None  # the journal's hook; none while nothing records
+        self.recorder: Recorder | None = None
+        # the journal's hooks; none while nothing records
+        self.frame: Callable[[Feed, Frame], None] | None = None
+        self.asked: Callable[[Feed, str, int, tuple[Any, ...]], None] | None = None
+        self._private: frozenset[Feed] = frozenset()
+        self.asked: Callable[[Feed, str, int, tuple[Any, ...]], None] | None = None
         self.sink: Sink
         self.intake: Intake
 
@@ -151,6 +159,8 @@ class Bridge:
         spec, shared = state.config.spec, state.shared
 
         def make() -> Provider:
+            if self.recorder is not None:
+                self.recorder.made(state.config.name, planned.label, planned.subscriptions, self.clock())
             return spec.session(options, planned.subscriptions, shared)
 
         return Feed(
@@ -184,6 +194,8 @@ class Bridge:
                     await self._stop.wait()
                     await self._close_feeds()
                     feeds.cancel_scope.cancel()
+                if self.recorder is not None:
+                    await self.recorder.close()
                 left = await self.sink.drain(DRAIN_SECS)
                 if left:
                     self.event("error", "stopped with messages that Redis could not take", entries=left)
@@ -201,9 +213,30 @@ class Bridge:
     async def _feeds(self, tasks: Any) -> None:
         """Feeds start with the first contact: only then is it known which numbers and times are free."""
         await self.sink.ready.wait()
+        if self.config.journal.dir:
+            self._record(tasks)
         for state in self.providers.values():
             for feed in state.feeds:
                 tasks.start_soon(feed.run)
+
+    def _record(self, tasks: Any) -> None:
+        """Begin to record: now, because from here on every record can be replayed."""
+        from relay.recording import Recorder
+
+        outbox = self.outbox
+        self.recorder = recorder = Recorder(
+            self.config,
+            Path(self.config.journal.dir),
+            self.run,
+            self.intake,
+            lambda: outbox.earlier,
+            lambda: outbox.topics,
+            self.providers,
+            self._recording_event,
+        )
+        recorder.begin(self.clock())
+        self.frame, self.asked, self._private = recorder.frame, recorder.asked, recorder.private
+        tasks.start_soon(recorder.run_flush)
 
     async def _close_feeds(self) -> None:
         self.stopping = True
@@ -213,7 +246,10 @@ class Bridge:
                     for feed in state.feeds:
                         closing.start_soon(feed.stop)
         if self.sink.ready.is_set():
-            self.intake.status(None, Status(event="stopped", text="relay stopped"), self.clock())
+            now = self.clock()
+            if self.recorder is not None:
+                self.recorder.stopped(now)
+            lifecycle.stopped(self.intake, now)
             self.sink.notify()
 
     def stop(self) -> None:
@@ -225,7 +261,9 @@ class Bridge:
         await self.sink.ready.wait()
         while True:
             await anyio.sleep(WATCH_SECS)
-            self.intake.watch(self.clock())
+            now = self.clock()
+            if self.intake.watch(now) and self.recorder is not None:
+                self.recorder.watch(now)
             self.sink.notify()
             for name, state in self.providers.items():
                 self._save_state(name, state.shared)
@@ -245,23 +283,31 @@ class Bridge:
         """Take what a provider gave. HOT."""
         state = self.providers[feed.name]
         self.intake.take(state.source, feed.label, outputs, now_ns)
+        if self._private and feed in self._private and self.recorder is not None:
+            self.recorder.outputs(feed, outputs)
 
     def batch_end(self, feed: Feed) -> None:
         """Nothing more waits in the socket: let the sink write."""
         self.sink.notify()
+        if self.recorder is not None:
+            self.recorder.turn()
 
     def sent(self, feed: Feed, send: Send | Request) -> None:
-        """The journal's hook for what went out."""
+        """Something goes out."""
+        if self.recorder is not None:
+            self.recorder.sent(feed, send, self.clock())
 
     def replied(self, feed: Feed, reply: Reply, now_ns: int) -> None:
-        """The journal's hook for REST replies."""
+        """A REST call was answered; the journal hears of it by `asked`."""
 
     def session_opened(self, feed: Feed, provider: Provider, now_ns: int) -> None:
         """A WebSocket is open; the login has not begun."""
         state = self.providers[feed.name]
         state.live[feed.label] = True
-        self.intake.opened(state.source, feed.label)
-        self._status(state, Status(event="opened", code=feed.label), now_ns)
+        if self.recorder is not None:
+            self.recorder.session_opened(feed, now_ns)
+        lifecycle.opened(self.intake, state.source, feed.label, now_ns)
+        self.sink.notify()
         self.event("info", "connected", provider=feed.name, connection=feed.label)
 
     def session_closed(
@@ -276,34 +322,25 @@ class Bridge:
         """A session ended, or could not begin; `decision` says what follows, None: nothing, we are stopping."""
         state = self.providers[feed.name]
         was_open = state.live.pop(feed.label, False)
-        self.intake.closed(state.source, feed.label)
-        text = error.text if error is not None else (f"closed {code} {reason}".strip() if code else "connection lost")
-        if decision is None:
-            self._status(state, Status(event="closed", code=feed.label, text=text), now_ns)
-            return
-        what = {
-            "fatal": "not tried again",
-            "retry": f"again in {decision.delay_secs:.1f} s",
-            "slow": f"again in {decision.delay_secs:.0f} s",
-            "until": f"again in {decision.delay_secs:.0f} s",
-        }[decision.kind]
-        status = Status(
-            event="closed" if was_open else "refused",
-            code=(error.code if error is not None and error.code else str(code or "") or None),
-            text=f"{feed.label}: {text}",
-            action=what,
+        if self.recorder is not None:
+            self.recorder.session_closed(feed, error, code, reason, decision, now_ns)
+        told = lifecycle.closed(
+            self.intake, state.source, feed.label, was_open, error, code, reason, decision, now_ns
         )
-        if decision.kind == "fatal":
-            state.stopped[feed.label] = text
-        else:
-            status.until = now_ns + int(decision.delay_secs * 1e9)
-        self._status(state, status, now_ns)
-        level = "error" if decision.kind == "fatal" else "warning"
-        self.event(level, text, provider=feed.name, connection=feed.label, next=what)
         self.sink.notify()
+        if decision is None:
+            return
+        if decision.kind == "fatal":
+            state.stopped[feed.label] = told.text
+        level = "error" if decision.kind == "fatal" else "warning"
+        self.event(level, told.text, provider=feed.name, connection=feed.label, next=told.action)
 
-    def _status(self, state: ProviderState | None, status: Status, now_ns: int) -> None:
-        self.intake.status(state.source if state else None, status, now_ns)
+    def _status(self, status: Status) -> None:
+        """Publish a status of the relay itself; a replay cannot know its cause."""
+        now = self.clock()
+        self.intake.status(None, status, now)
+        if self.recorder is not None:
+            self.recorder.aside(now)
         self.sink.notify()
 
     # -- what the sink and the server say ------------------------------------------------------------------------
@@ -316,7 +353,15 @@ class Bridge:
             message = Status(event=status, code=name, text=f"{text} {extra}".strip()[:1000])
             if fields.get("topic"):
                 message.topic = str(fields["topic"])
-            self.intake.status(None, message, self.clock())
+            self._status(message)
+
+    def _recording_event(self, name: str, text: str, fields: Mapping[str, Any]) -> None:
+        degraded = name == "degraded"
+        self.event("error" if degraded else "info", text, **fields)
+        if not self.stopping:
+            words = " ".join(f"{k}={v}" for k, v in fields.items())
+            status = Status(event="degraded" if degraded else "recovered", code="journal", text=f"{text} {words}"[:1000])
+            self._status(status)
 
     def _server_event(self, name: str, text: str) -> None:
         self.event("warning", f"bundled server {name}", why=text)
