@@ -73,7 +73,6 @@ class Bridge:
         self.frame: Callable[[Feed, Frame], None] | None = None
         self.asked: Callable[[Feed, str, int, tuple[Any, ...]], None] | None = None
         self._private: frozenset[Feed] = frozenset()
-        self.asked: Callable[[Feed, str, int, tuple[Any, ...]], None] | None = None
         self.sink: Sink
         self.intake: Intake
 
@@ -360,8 +359,8 @@ class Bridge:
         self.event("error" if degraded else "info", text, **fields)
         if not self.stopping:
             words = " ".join(f"{k}={v}" for k, v in fields.items())
-            status = Status(event="degraded" if degraded else "recovered", code="journal", text=f"{text} {words}"[:1000])
-            self._status(status)
+            event: model.StatusEvent = "degraded" if degraded else "recovered"
+            self._status(Status(event=event, code="journal", text=f"{text} {words}"[:1000]))
 
     def _server_event(self, name: str, text: str) -> None:
         self.event("warning", f"bundled server {name}", why=text)

@@ -140,7 +140,7 @@ class Intake:
         self.names, self.outbox, self.run, self.merge = topics, outbox, run, merge
         self.sources: list[Source] = []
         self.owners: dict[str, tuple[str, str]] = {}  # topic -> the source (provider, venue) that feeds it
-        self._status = outbox.topic(topics.status, "status", "")
+        self._status = self.status_topic = outbox.topic(topics.status, "status", "")
         self._add = outbox.add
 
     def source(
@@ -454,8 +454,12 @@ class Intake:
                     route.lost, route.broken_ns = "disconnect", route.last_ns
                 route.mode = SPECIAL
 
-    def watch(self, now_ns: int) -> None:
-        """Mark topics stale whose last message is older than the channel's limit; call it about once a second."""
+    def watch(self, now_ns: int) -> int:
+        """Mark topics stale whose last message is older than the channel's limit; call it about once a second.
+
+        Gives the number of topics newly marked.
+        """
+        found = 0
         for source in self.sources:
             for route in source.routes.values():
                 if (
@@ -466,10 +470,12 @@ class Intake:
                     and now_ns - route.last_ns > route.stale_ns
                     and route.raw_symbol not in source.closed_markets
                 ):
+                    found += 1
                     route.stale, route.mode = True, SPECIAL
                     age = (now_ns - route.last_ns) / 1e9
                     text = f"nothing for {age:.0f} s"
                     self._in_band(source, route, Status(event="stale", text=text, from_ns=route.last_ns), now_ns)
+        return found
 
 
 def _reason(text: str) -> model.GapReason:

@@ -81,7 +81,7 @@ class Probe:
 
     def __init__(self):
         self.full = False
-        self.frame = None
+        self.frame = self.asked = None
         self.opened, self.closed, self.texts, self.outs, self.sends, self.replies, self.log = [], [], [], [], [], [], []
         self.sent_at = []
         self.flushes = 0

@@ -23,11 +23,14 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     ("helpers", named("numbers times symbols topics codec retry schema stats books")),
     ("contract", named("providers.base")),
     # helpers that speak of the contract (and are handed the table of providers, so that they know none of them)
-    ("helpers over the contract", named("config identity outbox intake normalizer")),
+    (
+        "helpers over the contract",
+        named("config identity outbox intake normalizer lifecycle records replay difference"),
+    ),
     ("providers", frozenset()),  # relay.providers.<name>, each for itself
     ("table of providers", named("providers")),
     ("IO", named("clock embedded feed http journal log sink spool")),
-    ("whole", named("bridge simulator")),
+    ("whole", named("bridge simulator recording player")),
     ("cli", named("cli __main__")),
 )
 """Lowest first; a package stands for all that is in it."""

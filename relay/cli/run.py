@@ -14,13 +14,15 @@ import click
 \b
   relay run -c relay.yaml
   relay run -c relay.yaml --log-format json
+  relay run -c relay.yaml --record recordings
   relay tail 'quotes.*'        (in another terminal)""",
 )
 @click.option("-c", "--config", default="relay.yaml", show_default=True, type=click.Path(dir_okay=False))
+@click.option("--record", metavar="DIR", type=click.Path(file_okay=False), help="Record every frame in this folder.")
 @click.option("--takeover", is_flag=True, help="Take the name's lease from a relay that still holds it.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="Default: from the config.")
 @click.option("--log-format", type=click.Choice(["auto", "text", "json"]), help="Default: from the config.")
-def command(config: str, takeover: bool, log_level: str | None, log_format: str | None) -> None:
+def command(config: str, record: str | None, takeover: bool, log_level: str | None, log_format: str | None) -> None:
     """Run the relay until Ctrl-C or SIGTERM.
 
     It starts with a correct config even when Redis or every provider is down, says so, and comes up when they do.
@@ -31,6 +33,10 @@ def command(config: str, takeover: bool, log_level: str | None, log_format: str 
     from relay.errors import RelayError
 
     loaded = read_config(config)
+    if record:
+        import msgspec
+
+        loaded = msgspec.structs.replace(loaded, journal=msgspec.structs.replace(loaded.journal, dir=record))
     import anyio
 
     try:

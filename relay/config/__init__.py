@@ -12,6 +12,7 @@ from relay.config.planned import SIMULATED_PREFIX, PlannedTopic, data_dir_of, na
 from relay.config.structs import (
     EMBEDDED,
     Config,
+    JournalConfig,
     LogConfig,
     OutboxConfig,
     ProviderConfig,
@@ -25,6 +26,7 @@ __all__ = [
     "EMBEDDED",
     "SIMULATED_PREFIX",
     "Config",
+    "JournalConfig",
     "LogConfig",
     "OutboxConfig",
     "PlannedTopic",

@@ -61,6 +61,28 @@ class OutboxConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     topic_bytes_max: Annotated[int, Meta(ge=4096, description="One topic; not above `bytes_max`.")] = 16 * 1024 * 1024
 
 
+class JournalConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The recording of every raw frame, for `relay replay`. Off while `dir` is empty."""
+
+    dir: Annotated[str, Meta(description="Folder of recordings, such as `.relay/journal`; empty: none.")] = ""
+    rotate_bytes: Annotated[int, Meta(ge=65_536, description="Size at which a new file is begun.")] = 256 * 1024 * 1024
+    rotate_secs: Annotated[float, Meta(ge=0, description="Age at which a new file is begun; 0: never by age.")] = 3600.0
+    retention_bytes: Annotated[
+        int, Meta(ge=0, description="Size of the folder beyond which the oldest files are deleted; 0: no bound.")
+    ] = 10 * 1024 * 1024 * 1024
+    retention_days: Annotated[float, Meta(ge=0, description="Age at which files are deleted; 0: never by age.")] = 7.0
+    fsync: Annotated[
+        Literal["never", "file", "flush"],
+        Meta(description="What survives a power cut: `file`: every finished file, `flush`: all but the last moment."),
+    ] = "file"
+    flush_ms: Annotated[
+        int, Meta(ge=10, le=60_000, description="Longest time that a frame waits in memory to be written.")
+    ] = 500
+    accounts: Annotated[
+        bool, Meta(description="Also record what gives orders, positions, balances and account messages.")
+    ] = False
+
+
 class LogConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The log on standard error."""
 
@@ -97,6 +119,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     merge: Annotated[bool, Meta(description="Let several sources share one topic.")] = False
     state_dir: Annotated[str, Meta(description="Folder of what the relay keeps between runs.")] = ".relay"
     outbox: OutboxConfig = OutboxConfig()
+    journal: JournalConfig = JournalConfig()
     log: LogConfig = LogConfig()
     simulator: SimulatorConfig = SimulatorConfig()
 

@@ -22,8 +22,9 @@ from relay.errors import SessionError, SessionStale
 from relay.feed.connection import CLOSE_SECS, Wire, closing_error, host_of
 from relay.feed.limits import SharedLimits
 from relay.feed.rest import Rest
-from relay.model import ACCOUNT_CHANNELS, CHANNEL_OF
-from relay.providers.base import Connect, Frame, Output, Provider, Reply, Request, Send, Subscription, reject
+from relay.lifecycle import fault
+from relay.model import CHANNEL_OF
+from relay.providers.base import Connect, Frame, Output, Provider, Reply, Request, Send, Subscription
 from relay.retry import HEALTHY_SECS, Decision
 
 if TYPE_CHECKING:
@@ -51,6 +52,10 @@ class Handler(Protocol):
 
     frame: "Callable[[Feed, Frame], None] | None"
     """Called before each frame is decoded (the journal); None: nobody listens. Read again for each batch."""
+
+    asked: "Callable[[Feed, str, int, tuple[Any, ...]], None] | None"
+    """Called before a provider is asked anything else, with the method's name, the time and what is handed in besides
+    (the journal); None: nobody listens."""
 
     @property
     def full(self) -> bool:
@@ -198,6 +203,8 @@ class Session:
         """Say goodbye: the provider's last outputs and messages, then a close."""
         wire = self.wire
         now = self._clock()
+        if self._handler.asked is not None:
+            self._handler.asked(self.feed, "closed", now, (now,))
         try:
             last = self.provider.closed(now)
         except SessionError:
@@ -293,6 +300,8 @@ class Session:
         """
         if self._ending:
             return
+        if self._handler.asked is not None:
+            self._handler.asked(self.feed, question.__name__, now, given)
         try:
             outputs = question(*given)
         except SessionError as error:
@@ -322,10 +331,7 @@ class Session:
         if kind not in self._told and len(self._told) < FAULTS_MAX:
             self._told.add(kind)
             _log.error("fault in provider code: provider=%s", self.feed.name, exc_info=error)
-        subscriptions = getattr(self.provider, "subscriptions", ())
-        private = any(subscription.channel in ACCOUNT_CHANNELS for subscription in subscriptions)
-        account = getattr(getattr(self.provider, "shared", None), "account", None) if private else None
-        return (reject("internal", f"{kind}: {error}", data, account=account),)
+        return (fault(self.provider, error, data),)
 
     # -- out -------------------------------------------------------------------------------------------------------
 

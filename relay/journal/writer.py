@@ -1,0 +1,311 @@
+"""Recording: records are handed over in batches; a thread turns them into lines, packs and writes them.
+
+Nothing here may stop the relay: what cannot be written (a full disk, one that is too slow) is counted, told by `state`
+and left out, and recording goes on by itself when the disk takes bytes again. Memory is bounded by BACKLOG_BYTES.
+"""
+
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from relay.journal.blocks import pack
+
+BACKLOG_BYTES = 32 * 1024 * 1024
+"""What may wait for the disk; about two seconds of the fastest feed measured."""
+BLOCK_BYTES = 1024 * 1024
+"""A batch is cut into blocks of about this many bytes: what one damaged spot may cost."""
+RETRY_SECS = 1.0
+"""Pause before the disk is tried again."""
+SUFFIX = ".jsonl.zst"
+
+
+class JournalSettings(Protocol):
+    """The `journal` section of relay.yaml, as far as writing needs it."""
+
+    @property
+    def rotate_bytes(self) -> int: ...
+    @property
+    def rotate_secs(self) -> float: ...
+    @property
+    def retention_bytes(self) -> int: ...
+    @property
+    def retention_days(self) -> float: ...
+    @property
+    def fsync(self) -> str: ...
+
+
+class Batch(NamedTuple):
+    """Records in order, handed over together. `header`, where there is one, begins a new file."""
+
+    records: Sequence[Any]
+    size: int
+    first_ns: int
+    last_ns: int
+    header: Callable[[int], bytes] | None = None
+    """Called with the number of the file; gives its first line."""
+
+
+class _Lost:
+    """Stands in the line of batches where some were left out."""
+
+    size = 0
+
+    def __init__(self, first_ns: int) -> None:
+        self.records, self.first_ns = 0, first_ns
+
+
+class Journal:
+    """One run's recording. `put` and the attributes from the loop's thread, everything else in its own.
+
+    `encode` turns one record into its line (bytes), in the journal's thread. `state` is `recording`, `degraded` or
+    `closed`; `why` says what is wrong. `written` counts bytes in files, `file_bytes` those of the current one,
+    `lost` records that were left out.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        settings: JournalSettings,
+        *,
+        encode: Callable[[Any], bytes],
+        lost_line: Callable[[int, int, str], bytes],
+        backlog_bytes: int = BACKLOG_BYTES,
+        retry_secs: float = RETRY_SECS,
+    ) -> None:
+        self.folder, self.name, self.settings = folder, name, settings
+        self._encode, self._lost_line = encode, lost_line
+        self._backlog_bytes, self._retry_secs = backlog_bytes, retry_secs
+        self.state = "recording"
+        self.why = ""
+        self.written = self.file_bytes = self.records = self.lost = self.files = 0
+        self.began_secs = 0.0
+        """Monotonic time at which the current file began; 0: there is none."""
+        self.waiting = 0
+        """Bytes handed over and not yet written."""
+        self._batches: deque[Batch | _Lost] = deque()
+        self._wake = threading.Condition()
+        self._closing = False
+        self._file: int | None = None
+        self._block = 0
+        self._rotating = False
+        self._begun: Batch | None = None  # the last one whose header stands in a file
+        self._owed: _Lost | None = None  # told when the next file begins
+        self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
+
+    # the loop's side
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def put(self, batch: Batch) -> bool:
+        """Hand over a batch; False: too much waits already, it was left out and counted."""
+        with self._wake:
+            if self.waiting + batch.size > self._backlog_bytes and self._batches:
+                self._leave_out(batch)
+                if self.state == "recording":
+                    self.state, self.why = "degraded", "the disk is too slow, too much waits for it"
+                return False
+            self.waiting += batch.size
+            self._batches.append(batch)
+            self._rotating = self._rotating or batch.header is not None
+            self._wake.notify()
+        return True
+
+    def wants_rotation(self) -> bool:
+        """Tell whether the next batch should bring a header, and so begin a new file."""
+        settings = self.settings
+        if self._rotating:
+            return False
+        if not self.began_secs:
+            return True
+        age = time.monotonic() - self.began_secs
+        return self.file_bytes >= settings.rotate_bytes or bool(settings.rotate_secs and age >= settings.rotate_secs)
+
+    def close(self, timeout_secs: float = 2.0) -> None:
+        """Write what waits and end. Blocks: call it in a worker thread."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        self._thread.join(timeout_secs)
+
+    # the thread's side
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                while not self._batches and not self._closing:
+                    self._wake.wait()
+                if not self._batches:
+                    break
+                batch = self._batches[0]
+            try:
+                if isinstance(batch, _Lost):
+                    self._tell(batch)
+                else:
+                    self._write(batch)
+            except Exception as error:  # whatever it is must not end recording for good
+                text = (isinstance(error, OSError) and error.strerror) or f"{type(error).__name__}: {error}"
+                with self._wake:
+                    self.state, self.why = "degraded", str(text)
+                    if not isinstance(error, OSError):  # it would fail again
+                        self._done(batch)
+                        if isinstance(batch, Batch):
+                            self._owe(batch)
+                    if self._closing:
+                        break
+                    self._wake.wait(self._retry_secs)
+                continue
+            with self._wake:
+                self._done(batch)
+                if self.state == "degraded" and self._file is not None and self.waiting < self._backlog_bytes // 2:
+                    self.state, self.why = "recording", ""
+        self._finish_file()
+        self.state = "closed"
+
+    def _done(self, batch: Batch | _Lost) -> None:
+        self._batches.popleft()
+        self.waiting -= batch.size
+
+    def _leave_out(self, batch: Batch) -> None:
+        """Too much waits: note in the line of batches that these are missing."""
+        if not isinstance(self._batches[-1], _Lost):
+            self._batches.append(_Lost(batch.first_ns))
+        last = self._batches[-1]
+        assert isinstance(last, _Lost)
+        last.records += len(batch.records)
+        self.lost += len(batch.records)
+
+    def _owe(self, batch: Batch | _Lost) -> None:
+        self._owed = self._owed or _Lost(batch.first_ns)
+        if isinstance(batch, _Lost):
+            self._owed.records += batch.records
+        else:
+            self._owed.records += len(batch.records)
+            self.lost += len(batch.records)
+
+    def _tell(self, lost: _Lost) -> None:
+        if self._file is None:
+            self._owe(lost)
+            return
+        text = "the disk did not take them in time"
+        self._guarded([self._lost_line(lost.records, lost.first_ns, text)], lost.first_ns, lost.first_ns)
+
+    def _write(self, batch: Batch) -> None:
+        if batch.header is not None and (self._begun is not batch or self._file is None):
+            self._begin(batch)
+            self._begun = batch
+        elif self._file is None:
+            self._owe(batch)  # without a header it could not be read
+            return
+        if self._owed is not None:
+            self._tell(self._owed)
+            self._owed = None
+        self._guarded(map(self._encode, batch.records), batch.first_ns, batch.last_ns)
+        self.records += len(batch.records)
+
+    def _guarded(self, lines: Iterable[bytes], first_ns: int, last_ns: int) -> None:
+        """Write lines as blocks, all or none."""
+        assert self._file is not None
+        start, block, file_bytes = os.lseek(self._file, 0, os.SEEK_END), self._block, self.file_bytes
+        try:
+            part: list[bytes] = []
+            size = 0
+            for line in lines:
+                part.append(line)
+                size += len(line)
+                if size >= BLOCK_BYTES:
+                    self._append(part, first_ns, last_ns)
+                    part, size = [], 0
+            if part:
+                self._append(part, first_ns, last_ns)
+            if self.settings.fsync == "flush":
+                os.fsync(self._file)
+        except BaseException:
+            self._block, self.file_bytes = block, file_bytes
+            self._cut(start)
+            raise
+        self.written += self.file_bytes - file_bytes
+
+    def _append(self, lines: list[bytes], first_ns: int, last_ns: int) -> None:
+        assert self._file is not None
+        data = pack(self._block + 1, b"".join(lines), len(lines), first_ns, last_ns)
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._file, view) :]
+        self._block += 1
+        self.file_bytes += len(data)
+
+    def _cut(self, position: int) -> None:
+        """Take back what was written in part; a file that refuses even that is left, its end torn."""
+        assert self._file is not None
+        try:
+            os.ftruncate(self._file, position)
+            os.lseek(self._file, position, os.SEEK_SET)
+        except OSError:
+            self._leave_file()
+
+    def _begin(self, batch: Batch) -> None:
+        assert batch.header is not None
+        self._finish_file()
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        number = self.files + 1
+        path = self.folder / f"{self.name}.{number:06d}{SUFFIX}"
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self._block = self.file_bytes = 0
+        try:
+            self._guarded([batch.header(number)], batch.first_ns, batch.first_ns)
+        except BaseException:
+            self._leave_file()
+            path.unlink(missing_ok=True)
+            raise
+        self.files = number
+        self.began_secs = time.monotonic()
+        self._rotating = False
+        self._retain(path)
+
+    def _leave_file(self) -> None:
+        """Close the current file; the next batch with a header begins another."""
+        descriptor, self._file = self._file, None
+        self.began_secs = 0.0
+        self._rotating = False
+        if descriptor is not None:
+            with suppress(OSError):
+                os.close(descriptor)
+
+    def _finish_file(self) -> None:
+        if self._file is not None:
+            with suppress(OSError):  # what was written is written; the next write tells what is wrong
+                if self.settings.fsync != "never":
+                    os.fsync(self._file)
+            self._leave_file()
+
+    def _retain(self, current: Path) -> None:
+        """Delete the oldest files beyond what the settings allow; never the current one."""
+        settings = self.settings
+        found = []
+        for path in self.folder.glob(f"*{SUFFIX}"):
+            try:
+                status = path.stat()
+            except OSError:
+                continue
+            found.append((status.st_mtime, path.name, status.st_size, path))
+        found.sort()
+        total = sum(size for _, _, size, _ in found)
+        oldest = time.time() - settings.retention_days * 86_400 if settings.retention_days else 0.0
+        for changed, _, size, path in found:
+            if path == current:
+                continue
+            too_much = settings.retention_bytes and total + settings.rotate_bytes > settings.retention_bytes
+            if not too_much and changed >= oldest:
+                break
+            try:
+                path.unlink()
+            except OSError:
+                break
+            total -= size

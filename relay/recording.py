@@ -1,0 +1,335 @@
+"""What the bridge tells the journal: every record of a run in one order, secrets masked, accounts left out.
+
+All methods but `encode` belong to the loop's thread and cost next to nothing there: a record is a tuple in a list, and
+the list is handed over in batches. A record is added before what it causes happens.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import quote
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from relay import __version__, model, records
+from relay.config import Config, ProviderConfig, secrets_of
+from relay.errors import SessionError
+from relay.feed import Feed
+from relay.intake import Intake, Source
+from relay.journal import Batch, Journal
+from relay.model import ACCOUNT_CHANNELS, CHANNEL_OF
+from relay.providers.base import Frame, Output, Request, Send, Shared, Subscription, secret_options
+from relay.records import Changed, Connection, Ended, Header, Lost, ProviderHeader, Withheld, line
+from relay.retry import Decision
+from relay.times import iso
+
+BATCH_RECORDS = 512
+"""Handed over at once: its encoding holds up the loop for half a millisecond at most."""
+BATCH_BYTES = 1024 * 1024
+IDLE_SECS = 30.0
+"""How long ticks that may have done nothing wait for company."""
+MASK = "***"
+HEADER_SECRET_CHARS_MIN = 4
+"""Shorter texts are not looked for in options and replies, where they would hit ordinary words."""
+_TELLING: tuple[type[model.Header], ...] = (
+    model.Reject,
+    *(cls for cls, channel in CHANNEL_OF.items() if channel in ACCOUNT_CHANNELS),
+)
+_VERBS = {"replied": "reply", "closed": "closing"}
+
+Tell = Callable[[str, str, Mapping[str, Any]], None]
+"""`tell("degraded" | "recovered", text, fields)`."""
+
+
+class State(Protocol):
+    """What the recorder needs of a configured provider at run time."""
+
+    config: ProviderConfig
+    source: Source
+    shared: Shared
+    feeds: list[Feed]
+
+
+class Recorder:
+    """One run's recording. `private`: feeds that carry an account which is not to be recorded."""
+
+    def __init__(
+        self,
+        config: Config,
+        folder: Path,
+        run: int,
+        intake: Intake,
+        earlier: Callable[[], Mapping[str, str]],
+        topics: Callable[[], Mapping[str, Any]],
+        providers: Mapping[str, Any],
+        tell: Tell,
+    ) -> None:
+        self.config, self.folder, self.run, self.intake = config, folder, run, intake
+        self._earlier, self._topics, self._tell = earlier, topics, tell
+        self._providers: Mapping[str, State] = providers
+        self.private: frozenset[Feed] = frozenset()
+        self.journal = Journal(
+            folder,
+            f"{config.name}.{iso(run * 1_000_000).replace('-', '').replace(':', '')}",
+            config.journal,
+            encode=self.encode,
+            lost_line=lambda count, from_ns, why: line("lost", from_ns, "", Lost(count, from_ns, why)),
+        )
+        self._pending: list[Any] = []
+        self._append = self._pending.append
+        self._size = 0
+        self._oldest = 0.0
+        self._heads: dict[Feed, bytes] = {}
+        self._plans: dict[str, Sequence[Subscription]] = {}
+        self._open: dict[str, None] = {}
+        self._header: Callable[[int], bytes] | None = None
+        self._secrets = {secret: MASK for secret in secrets_of(config)}
+        self._said = "recording"
+
+    # -- life ----------------------------------------------------------------------------------------------------
+
+    def begin(self, now_ns: int) -> None:
+        """Begin to record: no session is open yet."""
+        private = set()
+        for state in self._providers.values():
+            for planned, feed in zip(state.config.connections, state.feeds, strict=True):
+                conn = f"{feed.name}/{feed.label}"
+                self._heads[feed] = records.frame_head(conn)
+                self._plans[conn] = planned.subscriptions
+                if any(s.channel in ACCOUNT_CHANNELS for s in planned.subscriptions):
+                    private.add(feed)
+        if not self.config.journal.accounts:
+            self.private = frozenset(private)
+        self._header = self._snapshot(now_ns)
+        self.journal.start()
+        self._append(("begun", "", now_ns, None))
+
+    async def run_flush(self) -> None:
+        """Hand over what waits every `flush_ms`, and tell how the journal does."""
+        pause = self.config.journal.flush_ms / 1000
+        while True:
+            await anyio.sleep(pause)
+            if self._size or (self._pending and time.monotonic() - self._oldest > IDLE_SECS):
+                self._hand_over()
+            journal = self.journal
+            if journal.state != self._said:
+                self._said = journal.state
+                fields = {"folder": str(self.folder), "why": journal.why, "left_out": journal.lost}
+                if journal.state == "degraded":
+                    self._tell("degraded", "recording stands still, the relay goes on", fields)
+                elif journal.state == "recording":
+                    del fields["why"]
+                    self._tell("recovered", "recording goes on", fields)
+
+    async def close(self) -> None:
+        """Write what waits and close the file."""
+        self._hand_over()
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(self.journal.close)
+
+    def turn(self) -> None:
+        """Called after each batch of frames: hand over when enough waits. Cheap."""
+        if len(self._pending) >= BATCH_RECORDS or self._size >= BATCH_BYTES:
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        pending = self._pending
+        if not pending:
+            return
+        for state in self._providers.values():
+            secrets = getattr(state.shared, "secrets", None)
+            if secrets is not None and not state.config.options.simulate:
+                for secret in secrets():
+                    self._secrets[secret] = MASK
+        batch = Batch(pending[:], self._size + 64 * len(pending), _time(pending[0]), _time(pending[-1]), self._header)
+        pending.clear()
+        self._size = 0
+        self._header = None
+        self.journal.put(batch)
+        if self.journal.wants_rotation():
+            self._header = self._snapshot(batch.last_ns)
+
+    # -- hooks ---------------------------------------------------------------------------------------------------
+
+    def frame(self, feed: Feed, frame: Frame) -> None:
+        """A frame was received. HOT."""
+        self._append((feed, frame))
+        self._size += len(frame[1])
+
+    def asked(self, feed: Feed, what: str, now_ns: int, given: tuple[Any, ...]) -> None:
+        """A provider will be asked something else than a frame."""
+        if what == "opened":
+            return  # stands in the record of the session's beginning
+        conn = f"{feed.name}/{feed.label}"
+        if what == "tick":
+            if not self._pending:
+                self._oldest = time.monotonic()
+            self._append(("tick", conn, now_ns, None))
+        elif what == "replied":
+            self._note("reply", conn, now_ns, given[0], len(given[0].body))
+        elif what in ("subscribe", "unsubscribe"):
+            self._note(what, conn, now_ns, Changed(list(given[0])))
+        else:
+            self._note(_VERBS.get(what, what), conn, now_ns)
+
+    def made(self, name: str, label: str, subscriptions: Sequence[Subscription], now_ns: int) -> None:
+        """A provider object is made for a connection that is about to be tried."""
+        conn = f"{name}/{label}"
+        same = tuple(subscriptions) == tuple(self._plans.get(conn, ()))
+        self._note("made", conn, now_ns, None if same else Changed(list(subscriptions)))
+
+    def session_opened(self, feed: Feed, now_ns: int) -> None:
+        conn = f"{feed.name}/{feed.label}"
+        self._open[conn] = None
+        self._note("opened", conn, now_ns)
+
+    def session_closed(
+        self,
+        feed: Feed,
+        error: SessionError | None,
+        code: int | None,
+        reason: str,
+        decision: Decision | None,
+        now_ns: int,
+    ) -> None:
+        conn = f"{feed.name}/{feed.label}"
+        self._open.pop(conn, None)
+        ended = Ended(code=code, reason=reason)
+        if error is not None:
+            ended.error, ended.text, ended.error_code = True, error.text, error.code
+        if decision is not None:
+            ended.kind, ended.delay_secs, ended.attempt = decision.kind, decision.delay_secs, decision.attempt
+        self._note("closed", conn, now_ns, ended)
+
+    def sent(self, feed: Feed, send: Send | Request, now_ns: int) -> None:
+        self._note("out", f"{feed.name}/{feed.label}", now_ns, send, 200)
+
+    def watch(self, now_ns: int) -> None:
+        """The intake looked for stale topics, and found some."""
+        self._note("watch", "", now_ns)
+
+    def stopped(self, now_ns: int) -> None:
+        self._note("stopped", "", now_ns)
+
+    def subscriptions(self, name: str, subscriptions: Sequence[Subscription], now_ns: int) -> None:
+        """A provider subscribes to something else from now on (`Source.resubscribed`)."""
+        self._note("subscriptions", "", now_ns, Changed(list(subscriptions), name))
+
+    def aside(self, now_ns: int) -> None:
+        """A status was published whose cause is not recorded: a replay leaves its number out."""
+        self._note("aside", "", now_ns, Withheld(status=self.intake.status_topic.seq))
+
+    def outputs(self, feed: Feed, outputs: Sequence[Output]) -> None:
+        """Look at what a private feed's provider gave: what brought it is not kept where it tells of an account."""
+        if not any(isinstance(output, _TELLING) for output in outputs):
+            return
+        last = self._pending[-1] if self._pending else None
+        if last is None:
+            return
+        now_ns = _time(last)
+        if last[0] is feed:
+            size = len(last[1].data)
+        elif last[0] == "reply":
+            size = len(last[3].body)
+        else:
+            return
+        shared = self._providers[feed.name].shared
+        data = Withheld(self.intake.status_topic.seq, getattr(shared, "_counter", None), size)
+        self._pending[-1] = ("withheld", f"{feed.name}/{feed.label}", now_ns, data)
+
+    def _note(self, do: str, conn: str, now_ns: int, data: Any = None, size: int = 100) -> None:
+        if not self._pending:
+            self._oldest = time.monotonic()
+        self._append((do, conn, now_ns, data))
+        self._size += size
+
+    # -- in the journal's thread -----------------------------------------------------------------------------------
+
+    def encode(self, record: Any) -> bytes:
+        """Turn a record into its line."""
+        if len(record) == 2:
+            feed, frame = record
+            return records.frame_line(self._heads[feed], frame)
+        do, conn, now_ns, data = record
+        if do == "out":
+            data = self._sent(data)
+        elif do == "reply":
+            data = records.masked(msgspec.to_builtins(records.reply_data(data)), self._long())
+        return line(do, now_ns, conn, data)
+
+    def _long(self) -> dict[str, str]:
+        return {s: mask for s, mask in list(self._secrets.items()) if len(s) >= HEADER_SECRET_CHARS_MIN}
+
+    def _sent(self, send: Send | Request) -> dict[str, Any]:
+        """What is recorded of something sent: no headers, and no secret in any spelling that the wire has for it."""
+        found: dict[str, str] = {}
+        for secret in sorted(self._secrets, key=len, reverse=True):
+            found |= dict.fromkeys((secret, json.dumps(secret)[1:-1], quote(secret, safe=""), quote(secret)), MASK)
+        if isinstance(send, Request):
+            plain = {"tag": send.tag, "method": send.method, "url": send.url}
+            body = send.body
+            if body:
+                plain["body"] = body.decode("utf-8", "backslashreplace")
+        else:
+            text = send.data if isinstance(send.data, str) else send.data.decode("utf-8", "backslashreplace")
+            plain = {"frame": text}
+            if isinstance(send.data, bytes):
+                plain["binary"] = "yes"
+        out: dict[str, Any] = records.masked(plain, found)
+        return out
+
+    # -- the header ------------------------------------------------------------------------------------------------
+
+    def _snapshot(self, now_ns: int) -> Callable[[int], bytes]:
+        """Take down what a replay must know at this moment; gives the maker of the header line."""
+        config, secrets = self.config, self._long()
+        providers = {}
+        for name, state in self._providers.items():
+            options = state.shared.options
+            plain = msgspec.to_builtins(options)
+            for secret in secret_options(type(options)):
+                if plain.get(secret):
+                    plain[secret] = MASK
+            held = getattr(state.shared, "state", None)
+            source = state.source
+            providers[name] = ProviderHeader(
+                type=state.config.spec.name,
+                options=records.masked(plain, secrets),
+                subscriptions=list(state.config.subscriptions),
+                connections=[Connection(p.label, list(p.subscriptions)) for p in state.config.connections],
+                account=state.shared.account,
+                origin=source.origin,
+                prefix=source.names.prefix if source.names is not self.intake.names else None,
+                state=records.masked(held(), secrets) if held is not None else None,
+            )
+        header = Header(
+            format=records.FORMAT,
+            relay=config.name,
+            run=self.run,
+            file=0,
+            version=__version__,
+            prefix=self.intake.names.prefix,
+            templates=dict(config.topics),
+            merge=config.merge,
+            accounts=config.journal.accounts,
+            providers=providers,
+            earlier=dict(self._earlier()),
+            topics={topic.name: (topic.kind, topic.provider, topic.seq) for topic in self._topics().values()},
+            open=list(self._open),
+        )
+        return partial(_header_line, header, now_ns)
+
+
+def _header_line(header: Header, now_ns: int, number: int) -> bytes:
+    header.file = number
+    return line("header", now_ns, "", header)
+
+
+def _time(record: Any) -> int:
+    when: int = record[1][0] if len(record) == 2 else record[2]
+    return when

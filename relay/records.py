@@ -1,0 +1,227 @@
+"""What stands in a journal: one JSON line a record, in one order over all connections of a relay. Pure.
+
+    {"do":"header","t":..,"data":{..}}                    first in each file: who records, and from what state on
+    {"do":"made","conn":"coinapi/1","t":..,"data":{..}}   a provider object for a connection that is about to be tried
+    {"do":"opened","conn":..,"t":..}                      the WebSocket is open
+    {"do":"in","conn":..,"t":..,"frame":".."}             received; `frame64`, base64, where it is no UTF-8 text;
+                                                          `binary` where it came as a binary message
+    {"do":"out","conn":..,"t":..,"data":{..}}             sent, secrets masked
+    {"do":"tick" | "reply" | "subscribe" | "unsubscribe" | "closing","conn":..,"t":..}   the provider was asked
+    {"do":"closed","conn":..,"t":..,"data":{..}}          the session, or the try, ended; and what was decided
+    {"do":"withheld","conn":..,"t":..,"data":{..}}        something of an account that is not recorded
+    {"do":"watch" | "stopped","t":..}                     the relay looked for stale topics; it was stopped
+    {"do":"subscriptions","t":..,"data":{..}}             a provider subscribes to something else now
+    {"do":"aside","t":..,"data":{..}}                     statuses whose cause is not in the journal (Redis, the disk)
+    {"do":"lost","t":..,"data":{..}}                      records that could not be written
+
+`t` is in seconds since 1970, always with nine decimals. A record stands before what it causes.
+"""
+
+import base64
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from relay.providers.base import Frame, Reply, Subscription
+
+FORMAT = 1
+"""Raised when an older reader would misunderstand what is written."""
+
+_encode = msgspec.json.Encoder().encode
+_SECOND = 1_000_000_000
+
+
+class Record(Struct, gc=False):
+    """One line, read. `t` stays text (or a number, where somebody else wrote it): `ns_of` reads it."""
+
+    do: str
+    t: Any = 0
+    conn: str = ""
+    frame: str | None = None
+    frame64: str | None = None
+    binary: bool = False
+    data: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+class Connection(Struct):
+    """One planned connection in the header."""
+
+    label: str
+    subscriptions: list[Subscription]
+
+
+class ProviderHeader(Struct, kw_only=True):
+    """What a replay must know of one configured provider."""
+
+    type: str
+    options: dict[str, Any]
+    """As in relay.yaml, secrets masked."""
+    subscriptions: list[Subscription]
+    connections: list[Connection]
+    account: str = "main"
+    origin: str | None = None
+    prefix: str | None = None
+    """Where its topics have another prefix than the relay's."""
+    state: Any = None
+    """What `Shared.load_state` was given at the start; secrets masked."""
+
+
+class Header(Struct, kw_only=True):
+    """The first record of each file."""
+
+    format: int
+    relay: str
+    run: int
+    file: int
+    """Number of this file within the run, from 1."""
+    version: str
+    prefix: str = ""
+    templates: dict[str, str] = {}
+    merge: bool = False
+    accounts: bool = False
+    """Whether account messages are recorded."""
+    providers: dict[str, ProviderHeader] = {}
+    earlier: dict[str, str] = {}
+    """Newest entries of earlier runs by topic."""
+    topics: dict[str, tuple[str, str, int]] = {}
+    """Topics at the beginning of this file: kind, provider, last number given."""
+    open: list[str] = []
+    """Connections whose session began in an earlier file."""
+
+
+class Ended(Struct, omit_defaults=True):
+    """The data of `closed`."""
+
+    error: bool = False
+    text: str = ""
+    error_code: str = ""
+    code: int | None = None
+    reason: str = ""
+    kind: str | None = None
+    """What was decided: retry, slow, fatal, until; None: nothing, it was stopped on purpose."""
+    delay_secs: float = 0.0
+    attempt: int = 0
+
+
+class Withheld(Struct, omit_defaults=True):
+    """The data of `withheld` and `aside`: what a replay must know to number what follows as it was."""
+
+    status: int = 0
+    """Last number given in the status topic."""
+    ids: int | None = None
+    """`Shared`'s counter of the connection's provider."""
+    bytes: int = 0
+
+
+class ReplyData(Struct, omit_defaults=True):
+    """The data of `reply`."""
+
+    tag: str
+    status: int
+    body: str = ""
+    body64: str | None = None
+    headers: dict[str, str] = {}
+    error: str = ""
+
+
+class Lost(Struct):
+    """The data of `lost`."""
+
+    records: int
+    from_ns: int
+    why: str = ""
+
+
+class Changed(Struct):
+    """The data of `made`, `subscribe`, `unsubscribe` and `subscriptions`."""
+
+    subscriptions: list[Subscription] | None = None
+    """`made`: None where they are the header's."""
+    provider: str = ""
+
+
+# -- writing -----------------------------------------------------------------------------------------------------
+
+
+def line(do: str, now_ns: int, conn: str = "", data: Any = None) -> bytes:
+    """Write one record that is no received frame."""
+    head = b'{"do":"%b"' % do.encode()
+    if conn:
+        head += b',"conn":' + _encode(conn)
+    head += b',"t":%d.%09d' % divmod(now_ns, _SECOND)
+    return head + (b"}\n" if data is None else b',"data":%b}\n' % _encode(data))
+
+
+def frame_head(conn: str) -> bytes:
+    """The constant beginning of the lines of received frames of one connection, for `frame_line`."""
+    return b'{"do":"in","conn":%b,"t":' % _encode(conn)
+
+
+def frame_line(head: bytes, frame: Frame) -> bytes:
+    """Write a received frame. HOT."""
+    now, data, binary = frame
+    try:
+        text = _encode(data.decode())
+    except UnicodeDecodeError:
+        text = b'"%b"' % base64.b64encode(data)
+        mark: bytes = b"frame64"
+    else:
+        mark = b"frame"
+    if binary:
+        return b'%b%d.%09d,"binary":true,"%b":%b}\n' % (head, *divmod(now, _SECOND), mark, text)
+    return b'%b%d.%09d,"%b":%b}\n' % (head, *divmod(now, _SECOND), mark, text)
+
+
+def reply_data(reply: Reply) -> ReplyData:
+    """What is recorded of a REST reply."""
+    try:
+        body, body64 = reply.body.decode(), None
+    except UnicodeDecodeError:
+        body, body64 = "", base64.b64encode(reply.body).decode()
+    return ReplyData(reply.tag, reply.status, body, body64, dict(reply.headers), reply.error)
+
+
+# -- reading -----------------------------------------------------------------------------------------------------
+
+decode_lines = msgspec.json.Decoder(Record, float_hook=str).decode_lines
+"""Bytes of whole lines to records. Raises: msgspec.MsgspecError."""
+
+
+def ns_of(record: Record) -> int:
+    """Time of a record, ns."""
+    return int(record.t.replace(".", "", 1))
+
+
+def frame_of(record: Record, now_ns: int) -> Frame:
+    """The received frame of an `in` record."""
+    text = record.frame
+    data = text.encode() if text is not None else base64.b64decode(record.frame64 or "")
+    return Frame(now_ns, data, record.binary)
+
+
+def reply_of(record: Record) -> Reply:
+    """The REST reply of a `reply` record."""
+    found = data_of(record, ReplyData)
+    body = base64.b64decode(found.body64) if found.body64 is not None else found.body.encode()
+    return Reply(found.tag, found.status, body, found.headers, found.error)
+
+
+def data_of(record: Record, kind: type[Any]) -> Any:
+    """The data of a record. Raises: msgspec.MsgspecError."""
+    return msgspec.json.decode(record.data, type=kind)
+
+
+def masked(value: Any, secrets: Mapping[str, str]) -> Any:
+    """Replace secrets (text to what stands for it) in all texts of a JSON-like value."""
+    if isinstance(value, str):
+        for secret, mask in secrets.items():
+            if secret in value:
+                value = value.replace(secret, mask)
+        return value
+    if isinstance(value, dict):
+        return {masked(key, secrets): masked(item, secrets) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [masked(item, secrets) for item in value]
+    return value
