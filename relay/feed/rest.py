@@ -1,8 +1,14 @@
-"""The REST calls that providers ask for: bounded in time and size; an answer comes always, be it an error."""
+"""The REST calls that providers ask for: bounded in time and size; an answer comes always, be it an error.
+
+`GET file:///path` reads a file, where the provider's own options name that very path (a token that somebody else keeps
+fresh). Nothing that comes over the network can ask for one.
+"""
 
 import logging
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import os
+import stat
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
 import anyio
@@ -24,10 +30,20 @@ def _origin(url: str) -> tuple[str, str | None, int | None]:
     return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
 
 
-class Rest:
-    """The HTTP client of one session, made at its first call."""
+FILE_SCHEME = "file://"
 
-    def __init__(self) -> None:
+
+def files_of(options: Any) -> frozenset[str]:
+    """Give the files that a provider may ask for: what its options named `..._file` hold."""
+    names = [name for name in getattr(options, "__struct_fields__", ()) if name.endswith("_file")]
+    return frozenset(value for name in names if isinstance(value := getattr(options, name), str) and value)
+
+
+class Rest:
+    """The HTTP client of one session, made at its first call. `files`: paths that may be read (see `files_of`)."""
+
+    def __init__(self, files: Iterable[str] = ()) -> None:
+        self._files = frozenset(files)
         self._client: httpx2.AsyncClient | None = None
         self._places = anyio.CapacityLimiter(CONCURRENT_MAX)
 
@@ -37,6 +53,8 @@ class Rest:
             started()
             try:
                 with anyio.fail_after(request.timeout_secs):
+                    if request.url.startswith(FILE_SCHEME):
+                        return await self._read(request)
                     return await self._call(request)
             except TimeoutError:
                 text = f"{_place(request.url)}: no answer within {request.timeout_secs:g} s"
@@ -75,6 +93,17 @@ class Rest:
                 return Reply(request.tag, answer.status_code, bytes(body), headers)
         return Reply(request.tag, 0, error=f"{_place(url)}: more than {REDIRECTS_MAX} redirects")
 
+    async def _read(self, request: Request) -> Reply:
+        path = request.url.removeprefix(FILE_SCHEME)
+        if path not in self._files or request.method != "GET":
+            return Reply(request.tag, 0, error="only a file that the provider's own options name is read")
+        try:
+            # in a thread: the file may lie on a slow network disk
+            body = await anyio.to_thread.run_sync(_content, path, request.body_bytes_max, abandon_on_cancel=True)
+        except (OSError, ValueError) as error:
+            return Reply(request.tag, 0, error=f"{path}: {getattr(error, 'strerror', None) or error}")
+        return Reply(request.tag, 200, body)
+
     def _open(self) -> "httpx2.AsyncClient":
         if self._client is None:
             import httpx2  # 0.1 s, and most providers make no call
@@ -89,6 +118,18 @@ class Rest:
         if self._client is not None:
             await self._client.aclose()
             self._client = None
+
+
+def _content(path: str, bytes_max: int) -> bytes:
+    """Read a whole file. Raises: OSError; ValueError for what is no plain file, or is too large."""
+    # a pipe that nobody writes to must not hold the thread
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("is not a file")
+        content = file.read(bytes_max + 1)
+    if len(content) > bytes_max:
+        raise ValueError(f"has more than {bytes_max} bytes")
+    return content
 
 
 def _place(url: str) -> str:

@@ -21,7 +21,7 @@ from websockets.frames import BINARY
 from relay.errors import SessionError, SessionStale
 from relay.feed.connection import CLOSE_SECS, Wire, closing_error, host_of
 from relay.feed.limits import SharedLimits
-from relay.feed.rest import Rest
+from relay.feed.rest import Rest, files_of
 from relay.lifecycle import fault
 from relay.model import CHANNEL_OF
 from relay.providers.base import Connect, Frame, Output, Provider, Reply, Request, Send, Subscription
@@ -148,7 +148,7 @@ class Session:
         self._outgoing: deque[Send | Request] = deque()
         self._to_send = anyio.Event()
         self._all_sent = anyio.Event()
-        self._rest = Rest()
+        self._rest = Rest(files_of(getattr(provider, "options", None)))
         self._group: TaskGroup | None = None
 
     # -- life ------------------------------------------------------------------------------------------------------
