@@ -54,7 +54,7 @@ class _Entry:
     """One symbol's book and what is going on with it."""
 
     __slots__ = (
-        "asked_ns", "book", "buffer", "changed", "checksum", "crossed", "depth", "due", "good_ns", "quoted", "raw",
+        "asked_ns", "book", "buffer", "changed", "checked", "checksum", "crossed", "depth", "due", "good_ns", "quoted", "raw",
         "since", "snapshot_ns", "symbol", "told", "top", "tries", "ts_event", "venue",
     )  # fmt: skip
 
@@ -73,6 +73,7 @@ class _Entry:
         self.quoted = False
         self.top: object = None
         self.ts_event: int | None = None
+        self.checked = True  # what goes out is deep enough for the provider's checksum
         self.checksum: int | None = None
 
 
@@ -109,6 +110,8 @@ class Books:
         book = Book(depth, self._rules.check, window=window, may_cross=self._rules.may_cross)
         entry = self._entries[raw] = _Entry(raw, symbol, venue, book, window, now_ns)
         entry.quoted = raw in self._quotes
+        check = self._rules.check
+        entry.checked = check is not None and window >= min(check.levels, depth or check.levels)
         if ask:
             entry.due, entry.tries = True, -1  # the first request is none of the tries
             self._due[raw] = None
@@ -189,7 +192,7 @@ class Books:
             return ()
         delta = BookDelta(
             symbol=entry.symbol, raw_symbol=raw, venue=entry.venue, ts_event=ts_event, src_seq=last,
-            bids=changed_bids, asks=changed_asks, depth=entry.depth, checksum=checksum,
+            bids=changed_bids, asks=changed_asks, depth=entry.depth, checksum=checksum if entry.checked else None,
             prev_seq=None if last is None else before,
         )  # fmt: skip
         entry.changed = True
@@ -291,7 +294,8 @@ class Books:
         entry.since, entry.changed, entry.snapshot_ns = 0, False, now_ns
         return BookSnapshot(
             symbol=entry.symbol, raw_symbol=entry.raw, venue=entry.venue, ts_event=entry.ts_event,
-            src_seq=entry.book.number, bids=bids, asks=asks, depth=entry.depth, checksum=entry.checksum,
+            src_seq=entry.book.number, bids=bids, asks=asks, depth=entry.depth,
+            checksum=entry.checksum if entry.checked else None,
         )  # fmt: skip
 
     def _quote(self, entry: _Entry, out: list[Header]) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from relay.providers import aries, coinapi, coinbase, etoro, tickatlas
+from relay.providers import aries, coinapi, coinbase, etoro, kraken, tickatlas
 from relay.providers.base import ProviderSpec
 
 _SPECS: tuple[ProviderSpec, ...] = (
@@ -11,6 +11,7 @@ _SPECS: tuple[ProviderSpec, ...] = (
     aries.SPEC,
     etoro.SPEC,
     coinbase.SPEC,
+    kraken.SPEC,
 )
 
 PROVIDERS: Mapping[str, ProviderSpec] = {spec.name: spec for spec in _SPECS}

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from relay.simulator import aries, coinapi, coinbase, etoro, tickatlas
+from relay.simulator import aries, coinapi, coinbase, etoro, kraken, tickatlas
 from relay.simulator.base import SideSpec
 
 SIDES: Mapping[str, SideSpec] = {
@@ -11,5 +11,6 @@ SIDES: Mapping[str, SideSpec] = {
     "aries": aries.SIDE,
     "etoro": etoro.SIDE,
     "coinbase": coinbase.SIDE,
+    "kraken": kraken.SIDE,
 }
 """Provider type to its side."""
