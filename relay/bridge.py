@@ -299,6 +299,10 @@ class Bridge:
     def replied(self, feed: Feed, reply: Reply, now_ns: int) -> None:
         """A REST call was answered; the journal hears of it by `asked`."""
 
+    def settled(self, feed: Feed) -> None:
+        """A provider has taken an answer: a rotated token is on disk before the token that came with it is used."""
+        self._save_state(feed.name, self.providers[feed.name].shared)
+
     def session_opened(self, feed: Feed, provider: Provider, now_ns: int) -> None:
         """A WebSocket is open; the login has not begun."""
         state = self.providers[feed.name]
@@ -384,7 +388,7 @@ class Bridge:
     def _save_state(self, name: str, shared: Shared) -> None:
         """Write a provider's state (instrument list, rotated token) where it changed; mode 600, replaced whole."""
         state = getattr(shared, "state", None)
-        if state is None:
+        if state is None or not getattr(shared, "changed", True):
             return
         body = msgspec.json.encode(state())
         if body == self._states.get(name):
@@ -393,14 +397,15 @@ class Bridge:
         try:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             fresh = path.with_suffix(".new")
-            with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:
+            fresh.unlink(missing_ok=True)  # left by a crash: it would keep its own mode
+            with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
                 out.write(body)
                 out.flush()
                 os.fsync(out.fileno())
             fresh.replace(path)
         except OSError as error:
-            if self._states.get(name) is None:
-                self.event("warning", "state cannot be saved", provider=name, path=str(path), why=error.strerror)
+            # told once a state: what it holds now would be lost with the process
+            self.event("error", "state cannot be saved", provider=name, path=str(path), why=error.strerror)
         self._states[name] = body
 
 

@@ -42,10 +42,10 @@ class Running:
 
 
 @contextlib.asynccontextmanager
-async def relay_of(config: Config, **kwargs: Any) -> AsyncIterator[Running]:
+async def relay_of(config: Config, make: type[Bridge] = Bridge, **kwargs: Any) -> AsyncIterator[Running]:
     """Run a bridge while inside; stop it as SIGTERM would."""
     lines: list[tuple[str, str, dict[str, Any]]] = []
-    bridge = Bridge(config, lambda level, text, **fields: lines.append((level, text, fields)), **kwargs)
+    bridge = make(config, lambda level, text, **fields: lines.append((level, text, fields)), **kwargs)
     async with bridge.started(), anyio.create_task_group() as tasks:
         tasks.start_soon(bridge.serve)
         try:

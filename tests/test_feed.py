@@ -129,6 +129,9 @@ class Probe:
         self.replies.append(reply)
         self._note("replied")
 
+    def settled(self, feed):
+        self._note("settled")
+
     def session_closed(self, feed, error, code, reason, decision, now_ns):
         self.closed.append((error, code, reason, decision))
         self._note("closed")

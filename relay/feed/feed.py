@@ -9,8 +9,9 @@ import anyio
 
 from relay.errors import SessionError
 from relay.feed.connection import Wire, open_wire
+from relay.feed.handler import FeedStats, Handler
 from relay.feed.limits import SharedLimits
-from relay.feed.session import FeedStats, Handler, Session
+from relay.feed.session import Session
 from relay.providers.base import Connect, Provider, ProviderSpec, Subscription
 from relay.retry import Backoff, Decision
 

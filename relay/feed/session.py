@@ -10,8 +10,7 @@ import contextlib
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import anyio
 from anyio.abc import TaskGroup
@@ -20,12 +19,13 @@ from websockets.frames import BINARY
 
 from relay.errors import SessionError, SessionStale
 from relay.feed.connection import CLOSE_SECS, Wire, closing_error, host_of
+from relay.feed.handler import FeedStats, Handler
 from relay.feed.limits import SharedLimits
 from relay.feed.rest import Rest, files_of
 from relay.lifecycle import fault
 from relay.model import CHANNEL_OF
 from relay.providers.base import Connect, Frame, Output, Provider, Reply, Request, Send, Subscription
-from relay.retry import HEALTHY_SECS, Decision
+from relay.retry import HEALTHY_SECS
 
 if TYPE_CHECKING:
     from relay.feed.feed import Feed
@@ -36,83 +36,14 @@ TICK_SECS = 0.25
 OUTGOING_MAX = 100_000
 """Messages that may wait to be sent: far above any subscription list; a peer that takes none of them is gone."""
 GONE_SECS = 0.1
+LAST_REPLY_SECS = 5.0
+"""How long a call that changes something (a refresh token that is rotated) may outlive its session; see `_finish`."""
 QUIET_HEALTHY_SECS = 10 * HEALTHY_SECS
 """An account's stream may say nothing for hours: a session this old is healthy without data, and a retry polite."""
 FAULTS_MAX = 20
 """Different faults of a provider's tick that are told in one session; the same one is told once."""
 
 _log = logging.getLogger("relay.feed")
-
-
-class Handler(Protocol):
-    """Who gets what the sessions give: the bridge. Its methods are called in the order in which things happened.
-
-    An error that it raises is not the session's: it ends `Feed.run`.
-    """
-
-    frame: "Callable[[Feed, Frame], None] | None"
-    """Called before each frame is decoded (the journal); None: nobody listens. Read again for each batch."""
-
-    asked: "Callable[[Feed, str, int, tuple[Any, ...]], None] | None"
-    """Called before a provider is asked anything else, with the method's name, the time and what is handed in besides
-    (the journal); None: nobody listens."""
-
-    @property
-    def full(self) -> bool:
-        """True: the feeds stop reading until `room` returns. Looked at once a batch of frames."""
-
-    async def room(self) -> None:
-        """Wait until it is not full any more."""
-
-    def session_opened(self, feed: "Feed", provider: Provider, now_ns: int) -> None: ...
-    def outputs(self, feed: "Feed", outputs: Sequence[Output], now_ns: int) -> None:
-        """Take outputs; never empty. Hot."""
-
-    def batch_end(self, feed: "Feed") -> None:
-        """Nothing more comes at once: flush."""
-
-    def sent(self, feed: "Feed", send: Send | Request) -> None:
-        """Called right before it goes out."""
-
-    def replied(self, feed: "Feed", reply: Reply, now_ns: int) -> None:
-        """Called before the provider gets the answer."""
-
-    def session_closed(
-        self,
-        feed: "Feed",
-        error: SessionError | None,
-        code: int | None,
-        reason: str,
-        decision: Decision | None,
-        now_ns: int,
-    ) -> None:
-        """A session ended, or could not be opened. `decision` None: it was stopped on purpose."""
-
-
-@dataclass
-class FeedStats:
-    """Counts over all sessions of a feed; plain ints, read at any time."""
-
-    frames: int = 0
-    bytes: int = 0
-    useless: int = 0
-    """Known frames that gave nothing, as the providers count them."""
-    internal: int = 0
-    """Faults of the provider's code, each told as a reject or as the session's end."""
-    ending: int = 0
-    """Frames whose reading ended their session: neither mapped nor useless nor rejected."""
-    sent: int = 0
-    requests: int = 0
-    connects: int = 0
-    """Tries to connect."""
-    opened: int = 0
-    ended: dict[str, int] = field(default_factory=dict)
-    """Ends by code: a closed list of ours (close_1006, http_429, silence ...) and the providers' own codes."""
-
-    def count_end(self, code: str) -> None:
-        # provider codes come from outside: the 65th kind and later are one
-        key = code if code in self.ended or len(self.ended) < 64 else "other"
-        self.ended[key] = self.ended.get(key, 0) + 1
 
 
 class Session:
@@ -145,9 +76,11 @@ class Session:
         self._carried = False  # data came
         self._told: set[str] = set()
         self._useless_before = stats.useless
+        self._changing = 0  # calls under way that change something at the provider
         self._outgoing: deque[Send | Request] = deque()
         self._to_send = anyio.Event()
         self._all_sent = anyio.Event()
+        self._replied = anyio.Event()
         self._rest = Rest(files_of(getattr(provider, "options", None)))
         self._group: TaskGroup | None = None
 
@@ -200,7 +133,16 @@ class Session:
         self._ask(now, change, subscriptions, now, vital=True)
 
     async def _finish(self) -> None:
-        """Say goodbye: the provider's last outputs and messages, then a close."""
+        """Say goodbye: the provider's last outputs and messages, then a close.
+
+        A call that changes something is waited for, the connection gone or not: its answer may hold the only copy of a
+        rotated token.
+        """
+        self._ending = True
+        with anyio.move_on_after(LAST_REPLY_SECS):
+            while self._changing:
+                self._replied = anyio.Event()
+                await self._replied.wait()
         wire = self.wire
         now = self._clock()
         if self._handler.asked is not None:
@@ -385,12 +327,31 @@ class Session:
         if self._limits.requests is not None:
             await self._limits.requests.take()
         self._stats.requests += 1
-        reply = await self._rest.call(request, lambda: self._handler.sent(self.feed, request))
-        if self._ending:
-            return
-        now = self._clock()
-        self._handler.replied(self.feed, reply, now)
-        self._ask(now, self.provider.replied, reply, now)
+        changes = request.method not in ("GET", "HEAD")
+        self._changing += changes
+        try:
+            reply = await self._rest.call(request, lambda: self._handler.sent(self.feed, request))
+            now = self._clock()
+            if not self._ending:
+                self._handler.replied(self.feed, reply, now)
+                carried = self._carried
+                self._ask(now, self.provider.replied, reply, now)
+                self._carried = carried  # an answer proves nothing of the stream
+            elif changes:
+                self._too_late(reply, now)
+            self._handler.settled(self.feed)
+        finally:
+            self._changing -= changes
+            self._replied.set()
+
+    def _too_late(self, reply: Reply, now: int) -> None:
+        """Let the provider learn from an answer that comes when the session is over; what it gives is of no use."""
+        try:
+            self.provider.replied(reply, now)
+        except SessionError:
+            pass
+        except Exception as error:
+            self._fault(error, None)
 
     # -- time ------------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,87 @@
+"""Who a feed tells what happens, and what it counts."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from relay.errors import SessionError
+from relay.providers.base import Frame, Output, Provider, Reply, Request, Send
+from relay.retry import Decision
+
+if TYPE_CHECKING:
+    from relay.feed.feed import Feed
+
+
+class Handler(Protocol):
+    """Who gets what the sessions give: the bridge. Its methods are called in the order in which things happened.
+
+    An error that it raises is not the session's: it ends `Feed.run`.
+    """
+
+    frame: "Callable[[Feed, Frame], None] | None"
+    """Called before each frame is decoded (the journal); None: nobody listens. Read again for each batch."""
+
+    asked: "Callable[[Feed, str, int, tuple[Any, ...]], None] | None"
+    """Called before a provider is asked anything else, with the method's name, the time and what is handed in besides
+    (the journal); None: nobody listens."""
+
+    @property
+    def full(self) -> bool:
+        """True: the feeds stop reading until `room` returns. Looked at once a batch of frames."""
+
+    async def room(self) -> None:
+        """Wait until it is not full any more."""
+
+    def session_opened(self, feed: "Feed", provider: Provider, now_ns: int) -> None: ...
+    def outputs(self, feed: "Feed", outputs: Sequence[Output], now_ns: int) -> None:
+        """Take outputs; never empty. Hot."""
+
+    def batch_end(self, feed: "Feed") -> None:
+        """Nothing more comes at once: flush."""
+
+    def sent(self, feed: "Feed", send: Send | Request) -> None:
+        """Called right before it goes out."""
+
+    def replied(self, feed: "Feed", reply: Reply, now_ns: int) -> None:
+        """Called before the provider gets the answer."""
+
+    def settled(self, feed: "Feed") -> None:
+        """Called when the provider has taken an answer, before anything that follows from it goes out: what must
+        outlive the process (a rotated token) is saved now."""
+
+    def session_closed(
+        self,
+        feed: "Feed",
+        error: SessionError | None,
+        code: int | None,
+        reason: str,
+        decision: Decision | None,
+        now_ns: int,
+    ) -> None:
+        """A session ended, or could not be opened. `decision` None: it was stopped on purpose."""
+
+
+@dataclass
+class FeedStats:
+    """Counts over all sessions of a feed; plain ints, read at any time."""
+
+    frames: int = 0
+    bytes: int = 0
+    useless: int = 0
+    """Known frames that gave nothing, as the providers count them."""
+    internal: int = 0
+    """Faults of the provider's code, each told as a reject or as the session's end."""
+    ending: int = 0
+    """Frames whose reading ended their session: neither mapped nor useless nor rejected."""
+    sent: int = 0
+    requests: int = 0
+    connects: int = 0
+    """Tries to connect."""
+    opened: int = 0
+    ended: dict[str, int] = field(default_factory=dict)
+    """Ends by code: a closed list of ours (close_1006, http_429, silence ...) and the providers' own codes."""
+
+    def count_end(self, code: str) -> None:
+        # provider codes come from outside: the 65th kind and later are one
+        key = code if code in self.ended or len(self.ended) < 64 else "other"
+        self.ended[key] = self.ended.get(key, 0) + 1
