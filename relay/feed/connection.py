@@ -1,8 +1,10 @@
 """The WebSocket: how it is opened, how its frames are read fast, and what its errors mean.
 
 `Wire` is the library's own connection with another inbox: `recv` costs two nested coroutines a frame, hides whether a
-frame was text or binary, and does not tell whether another one waits. Everything else (handshake, extensions, pings,
-closing) is the library's. No error text that leaves here holds a key: a URL is named by its host alone.
+frame was text or binary, and does not tell whether another one waits. And it cuts the plainest frames (whole, unmasked,
+not compressed, within the bound) out of what was read by itself: the library's generators cost several times as much.
+Everything else (handshake, extensions, fragments, control frames, closing, each violation of the protocol) is the
+library's. No error text that leaves here holds a key: a URL is named by its host alone.
 """
 
 import asyncio
@@ -13,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -27,8 +29,9 @@ from websockets.exceptions import (
     ProxyError,
     SecurityError,
 )
-from websockets.frames import BINARY, CONT, TEXT, Close
+from websockets.frames import BINARY, CONT, TEXT, Close, Opcode
 from websockets.frames import Frame as WireFrame
+from websockets.protocol import OPEN
 from websockets.typing import Subprotocol
 
 from relay import __version__
@@ -40,11 +43,15 @@ WAITING_HIGH = 16
 them at once, so this only decides whether a second read comes on top; 0 to 512 were equally fast."""
 FRAGMENTS_MAX = 4096
 """Most fragments of one message, as in the library: empty ones would never reach the bound on bytes."""
+HEAD_BYTES_MAX = 64 * 1024
+"""Longest head of the answer to an upgrade that is collected; the library's own bounds are far below."""
 CLOSE_SECS = 2.0
 """How long a peer may take to answer our close."""
 REASON_CHARS_MAX = 200
 SECRET_CHARS_MIN = 4
 """Shorter header and query values are no secrets, and hiding them would make texts unreadable."""
+
+_TEXT_WHOLE, _BINARY_WHOLE = 0x81, 0x82  # first byte of a frame with FIN, no reserved bit, and its opcode
 
 
 class _QuietLogger(logging.Logger):
@@ -58,6 +65,13 @@ _LOGGER = _QuietLogger("relay.feed.websockets")
 _LOGGER.parent = logging.getLogger("relay.feed")
 
 
+class Data(NamedTuple):
+    """A whole data frame."""
+
+    opcode: Opcode
+    data: bytes
+
+
 class Wire(ClientConnection):
     """A client connection whose data frames wait in `waiting`, whole, oldest first.
 
@@ -65,7 +79,7 @@ class Wire(ClientConnection):
     connection is gone (frames that still wait are good).
     """
 
-    waiting: "deque[WireFrame]"
+    waiting: "deque[WireFrame | Data]"
     seen: int
     lost: bool
 
@@ -78,10 +92,19 @@ class Wire(ClientConnection):
         self.too_many_fragments = False
         self._held = False
         self._fragments: list[WireFrame] = []
+        self._rest = b""  # what has not come whole: the answer's head, then a frame
+        self._ours = False  # the upgrade is done: frames are cut here
+        self._rest_goes_on = False  # everything goes to the library: a refusal's body, or a connection that has failed
+        self._bound = self.protocol.max_message_size or 1 << 62
         self._waiter: asyncio.Future[None] | None = None
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
+        if self._ours:
+            self._cut(self._rest + data if self._rest else bytes(data))
+        elif self.response is None and not self._rest_goes_on:
+            self._answered(self._rest + data)
+        else:
+            super().data_received(data)
         if self.waiting:
             if self.closing:
                 self.waiting.clear()
@@ -90,6 +113,69 @@ class Wire(ClientConnection):
             if not self._held and len(self.waiting) > WAITING_HIGH:
                 self._held = True
                 self.transport.pause_reading()
+
+    def _answered(self, data: bytes) -> None:
+        """Give the library the head of the answer to the upgrade, and no byte more: what follows 101 are frames."""
+        end = data.find(b"\r\n\r\n") + 4
+        if end < 4 and len(data) <= HEAD_BYTES_MAX:
+            self._rest = data
+            return
+        self._rest = b""
+        if end < 4:  # the library says what is wrong with it
+            self._rest_goes_on = True
+            super().data_received(data)
+            return
+        super().data_received(data[:end])
+        if self.protocol.state is OPEN:
+            self._ours = True
+            self._cut(data[end:])
+        else:  # a refusal has a body
+            self._rest_goes_on = True
+            if data[end:]:
+                super().data_received(data[end:])
+
+    def _cut(self, data: bytes) -> None:
+        """Cut whole frames out of what was read; all but the plainest go to the library, one whole frame at a time, so
+        that its parser never holds half a frame and the next one may be ours again."""
+        position, count = 0, len(data)
+        append, make, fragments = self.waiting.append, tuple.__new__, self._fragments
+        bound, plain = self._bound, self.protocol.state is OPEN
+        while count - position >= 2:
+            first, length = data[position], data[position + 1]
+            start = position + 2
+            if length == 126:
+                start += 2
+                length = int.from_bytes(data[position + 2 : start], "big")
+            elif length == 127:
+                start += 8
+                length = int.from_bytes(data[position + 2 : start], "big")
+            if start > count:
+                break
+            end = start + length
+            if length > bound or data[position + 1] > 127:
+                # too big or masked: a violation that ends the connection, told by the library in its own way
+                self._ours, self._rest, self._rest_goes_on = False, b"", True
+                super().data_received(data[position:])
+                return
+            if end > count:
+                break
+            if first == _TEXT_WHOLE and plain and not fragments:
+                self.seen += 1
+                append(make(Data, (TEXT, data[start:end])))
+            elif first == _BINARY_WHOLE and plain and not fragments:
+                self.seen += 1
+                append(make(Data, (BINARY, data[start:end])))
+            else:
+                super().data_received(data[position:end])
+                plain, fragments = self.protocol.state is OPEN, self._fragments
+            position = end
+        self._rest = data[position:]
+
+    def eof_received(self) -> None:
+        if self._rest:
+            rest, self._rest, self._ours = self._rest, b"", False
+            super().data_received(rest)
+        super().eof_received()
 
     def process_event(self, event: Any) -> None:
         if self.response is None:  # the answer to the upgrade
