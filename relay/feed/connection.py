@@ -317,7 +317,7 @@ def _opening_error(error: Exception, spec: Connect, now_ns: int) -> SessionError
     redact = redactor(spec)
     match error:
         case InvalidStatus():
-            return _refusal(error, host, redact, now_ns)
+            return _refusal(error, host, redact, now_ns, spec)
         case InvalidURI():
             return HandshakeRefused(f"{host}: not a WebSocket address", code="url", action="fatal")
         case InvalidProxy():
@@ -350,13 +350,16 @@ def _opening_error(error: Exception, spec: Connect, now_ns: int) -> SessionError
     return SessionError(f"{host}: {type(error).__name__}: {redact(str(error))[:REASON_CHARS_MAX]}", code="connect")
 
 
-def _refusal(error: InvalidStatus, host: str, redact: Callable[[str], str], now_ns: int) -> SessionError:
+def _refusal(error: InvalidStatus, host: str, redact: Callable[[str], str], now_ns: int, spec: Connect) -> SessionError:
     response = error.response
     status = response.status_code
     said = redact(" ".join((response.body or b"")[:1000].decode("utf-8", "replace").split()))[:REASON_CHARS_MAX]
     text = f"{host}: refused with HTTP {status}{f': {said}' if said.isprintable() and said else ''}"
     code = f"http_{status}"
     wait = _retry_after(response.headers.get("Retry-After"), now_ns)
+    if status in spec.refused_upgrade:
+        action, hint = spec.refused_upgrade[status]
+        return HandshakeRefused(f"{text} ({hint})", code=code, action=action, wait_secs=wait)
     if status in (401, 403):
         return HandshakeRefused(text, code=code, action="fatal")
     if 300 <= status < 500:
@@ -398,4 +401,4 @@ def closing_error(wire: Wire, spec: Connect) -> tuple[SessionError | None, int |
     if code in (1000, 1001, 1005):
         return None, code, reason
     text = f"{host}: closed by the provider with {code}{f': {reason}' if reason else ''}"
-    return SessionError(text, code=f"close_{code}", action="slow" if code == 1008 else "retry"), code, reason
+    return SessionError(text, code=f"close_{code}", action=spec.closes.get(code, "retry")), code, reason

@@ -147,10 +147,11 @@ class Session:
         now = self._clock()
         if self._handler.asked is not None:
             self._handler.asked(self.feed, "closed", now, (now,))
+        wish: SessionError | None = None
         try:
             last = self.provider.closed(now)
-        except SessionError:
-            last = ()
+        except SessionError as error:
+            last, wish = (), error
         except Exception as error:
             last = self._fault(error, None)
         self._give(last, now)
@@ -158,9 +159,16 @@ class Session:
         if self._planned and not wire.lost:
             self._queue(farewell)
         self._handler.batch_end(self.feed)
+        if wire.lost and self.error is None and not self._planned:
+            self.error, self.code, self.reason = closing_error(wire, self.spec)
+            try:
+                wish = wish or self.provider.ended(self.code, self.reason, self._carried)
+            except Exception as error:
+                self._give(self._fault(error, None), now)
+            self.error = wish or self.error
+        elif isinstance(self.error, SessionStale):
+            self.error = wish or self.error
         if wire.lost:
-            if self.error is None and not self._planned:
-                self.error, self.code, self.reason = closing_error(wire, self.spec)
             return
         if self._planned:
             if self._outgoing:

@@ -13,6 +13,7 @@ from msgspec import Meta, Struct
 
 from relay import model
 from relay.books import Books, Rules
+from relay.errors import Action, SessionError
 from relay.model import Header
 from relay.retry import Policy
 
@@ -112,6 +113,11 @@ class Connect:
     """Offer permessage-deflate."""
     renew_secs: float | None = None
     """The provider cuts connections of this age: renew before."""
+    refused_upgrade: Mapping[int, tuple[Action, str]] = field(default_factory=dict)
+    """By HTTP status: what a refused upgrade asks for, where it is not the usual (401 and 403: fatal, other 3xx and
+    4xx: slow, the rest: retry), and words for people that are added to its text."""
+    closes: Mapping[int, Action] = field(default_factory=lambda: {1008: "slow"})
+    """By close code: what it asks for, where that is not `retry`."""
 
 
 @dataclass(frozen=True)
@@ -314,6 +320,10 @@ class SymbolTable(dict[str, "tuple[str, str | None]"]):
 class Provider(Protocol):
     """One session of a provider. Every method but `connect` and `to_send` may raise a SessionError to end it.
 
+    `closed` raises one to say what should follow where the connection is gone by itself (a wait until a time). `ended`
+    is asked last, with the peer's close code (None: there was none) and whether data had come: an error that it gives
+    replaces the usual reaction to that code.
+
     `subscriptions` are those dealt to this connection (see ProviderSpec.plan). `useless` counts known frames that gave
     nothing (heartbeats, acks); the relay reads it for the conservation law.
     """
@@ -329,6 +339,7 @@ class Provider(Protocol):
     def subscribe(self, subscriptions: Sequence[Subscription], now_ns: int) -> Sequence[Output]: ...
     def unsubscribe(self, subscriptions: Sequence[Subscription], now_ns: int) -> Sequence[Output]: ...
     def closed(self, now_ns: int) -> Sequence[Output]: ...
+    def ended(self, code: int | None, reason: str, carried: bool) -> SessionError | None: ...
     def to_send(self) -> list[Send | Request]: ...
 
 
@@ -352,6 +363,9 @@ class BaseProvider:
 
     def closed(self, now_ns: int) -> Sequence[Output]:
         return ()
+
+    def ended(self, code: int | None, reason: str, carried: bool) -> SessionError | None:
+        return None
 
     def to_send(self) -> list[Send | Request]:
         """Drain what must go out, in order."""

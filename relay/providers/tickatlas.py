@@ -168,7 +168,15 @@ class TickAtlas(BaseProvider):
 
     def connect(self) -> Connect:
         return Connect(
-            self.options.url or URL, ping_secs=30.0, pong_secs=10.0, silence_secs=90.0, frame_bytes_max=1024 * 1024
+            self.options.url or URL,
+            ping_secs=30.0,
+            pong_secs=10.0,
+            silence_secs=90.0,
+            frame_bytes_max=1024 * 1024,
+            refused_upgrade={
+                403: ("slow", "no key was sent yet: a proxy, or the provider's gate, refuses this machine")
+            },
+            closes={},  # no close code is documented: what counts is the error sent before
         )
 
     def opened(self, now_ns: int) -> Sequence[Output]:

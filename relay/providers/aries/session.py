@@ -63,7 +63,15 @@ class Session(BaseProvider):
     def connect(self) -> Connect:
         """The endpoint's address. No protocol pings: the application's own ping decides (its rule counts any frame)."""
         base = (self.options.url or URL).rstrip("/")
-        return Connect(base + PATHS[self.endpoint], ping_secs=None, frame_bytes_max=FRAME_BYTES_MAX)
+        return Connect(
+            base + PATHS[self.endpoint],
+            ping_secs=None,
+            frame_bytes_max=FRAME_BYTES_MAX,
+            refused_upgrade={
+                403: ("slow", "no token was sent yet: a proxy, or the provider's gate, refuses this machine")
+            },
+            closes={},  # no close code is documented: ordinary backoff
+        )
 
     # -- time ----------------------------------------------------------------------------------------------------
 

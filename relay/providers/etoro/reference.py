@@ -86,6 +86,7 @@ class EtoroShared(base.Shared):
         """Id (or unresolved symbol) of a message to its canonical symbol."""
         self.chunk_bytes = CHUNK_BYTES_MAX
         self.refusals = 0
+        self.policy_closes = 0
         self.pauses = 0
         self.rest_until_ns = 0
         self.rest_off = ""

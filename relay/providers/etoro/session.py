@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlencode
 
+from relay.errors import SessionError
 from relay.model import Header, Quote, Status
 from relay.providers.base import BaseProvider, Connect, Frame, Output, Reply, Subscription
 from relay.providers.etoro import flat, orders, wire
@@ -23,6 +24,7 @@ ROUND_NS = 3_000_000_000
 """A look for quiet instruments this often, and at most one batch of rates: 20 calls a minute of the budget of 50."""
 REFERENCE_NS = 15_000_000_000
 """A look for metadata of more than a day this often: some ms of work with 5,000 instruments."""
+POLICY_CLOSES_MAX = 5
 TOPICS_CACHED_MAX = 100_000
 """Spellings of topics remembered; a hostile peer cannot make more."""
 
@@ -67,6 +69,7 @@ class EtoroSession(BaseProvider):
             url,
             headers=headers,
             subprotocols=options.subprotocols,
+            refused_upgrade={} if headers else {403: ("retry", "no key was sent yet: a proxy or Cloudflare refuses")},
             ping_secs=30.0,
             pong_secs=10.0,
             silence_secs=options.silence_secs or None,
@@ -106,6 +109,19 @@ class EtoroSession(BaseProvider):
     def closed(self, now_ns: int) -> Sequence[Output]:
         self._control.closed()
         return ()
+
+    def ended(self, code: int | None, reason: str, carried: bool) -> SessionError | None:
+        """Give up after POLICY_CLOSES_MAX closes by policy (1008, 4xxx) without one data frame between them."""
+        if self._control.heard_data:
+            self.shared.policy_closes = 0
+        if code is None or not (code == 1008 or 4000 <= code < 5000):
+            return None
+        self.shared.policy_closes += 1
+        text = f"closed by the provider with {code}{f': {reason}' if reason else ''}"
+        if self.shared.policy_closes < POLICY_CLOSES_MAX:
+            return SessionError(text, code=f"close_{code}")
+        text += f", {POLICY_CLOSES_MAX} times without any data between"
+        return SessionError(text, code=f"close_{code}", action="fatal")
 
     def subscribe(self, subscriptions: Sequence[Subscription], now_ns: int) -> Sequence[Output]:
         self.shared.now_ns = now_ns
