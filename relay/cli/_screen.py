@@ -5,6 +5,8 @@ from typing import Any, TextIO
 
 import anyio
 
+from relay import __version__
+
 REFRESH_SECS = 1.0
 
 
@@ -31,7 +33,10 @@ class Screen:
         config = bridge.config
         from relay.log import Redactor
 
-        rows = [f"relay {config.name}: {len(config.providers)} provider(s), run {bridge.run}"]
+        count = len(config.providers)
+        rows = [
+            f"relay {__version__} as {config.name!r}, {count} provider{'s' if count != 1 else ''}, run {bridge.run}"
+        ]
         for state in bridge.providers.values():
             section = state.config
             kinds: dict[str, int] = {}
