@@ -57,11 +57,15 @@ class OutboxLike(Protocol):
 class Counts:
     """Plain counters of one provider; the conservation law is stated over them."""
 
-    __slots__ = ("conflated", "gaps", "made", "missing", "outside", "overflow", "published", "rejects", "repeats")
+    __slots__ = (
+        "conflated", "gaps", "made", "missing", "outside", "overflow", "published", "reasons", "rejects",
+        "repeats",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.made = self.published = self.repeats = self.outside = self.conflated = self.overflow = 0
         self.rejects = self.gaps = self.missing = 0
+        self.reasons: dict[str, int] = {}  # of the rejects
 
 
 class Route:
@@ -392,7 +396,9 @@ class Intake:
         return list(found.values())
 
     def _reject(self, source: Source, reject: model.Reject, now_ns: int) -> None:
-        source.counts.rejects += 1
+        counts = source.counts
+        counts.rejects += 1
+        counts.reasons[reject.reason] = counts.reasons.get(reject.reason, 0) + 1
         name = source.names.deadletter(reject.account)
         self._put(source, self.outbox.topic(name, "deadletter", source.name), reject, now_ns)
 

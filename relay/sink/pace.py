@@ -2,6 +2,8 @@
 
 from random import random
 
+from relay.histogram import ENTRIES, Histogram
+
 ENTRIES_MAX = 1_000
 BYTES_MAX = 256 * 1024
 """One call: about 2 ms of the server's time, so that nobody else waits for it [measured]."""
@@ -17,14 +19,15 @@ class SinkStats:
     """Plain counters since the start."""
 
     __slots__ = (
-        "batch_max", "bytes", "call_secs", "call_secs_max", "calls", "confirmed", "connects", "entries", "errors",
-        "gone", "lost", "refences", "restamped", "trimmed", "unpublished",
+        "batch_max", "batches", "bytes", "call_secs", "call_secs_max", "calls", "confirmed", "connects", "durations",
+        "entries", "errors", "gone", "lost", "refences", "restamped", "trimmed", "unpublished",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.calls = 0  # append calls answered
         self.call_secs = self.call_secs_max = 0.0  # time spent waiting for those
         self.batch_max = 0  # most entries in a call
+        self.durations, self.batches = Histogram(), Histogram(ENTRIES)  # of those calls
         self.entries = self.bytes = 0  # that Redis has confirmed
         self.confirmed = 0  # of those, the ones whose reply was lost
         self.connects = self.refences = 0
@@ -50,6 +53,8 @@ class Pace:
         stats = self.stats
         stats.calls += 1
         stats.call_secs += secs
+        stats.durations.add(secs)
+        stats.batches.add(entries)
         if secs > stats.call_secs_max:
             stats.call_secs_max = secs
         if entries > stats.batch_max:

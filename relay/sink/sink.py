@@ -76,6 +76,7 @@ class Sink:
         retention_ms = int(settings.retention_secs * 1000)
         self._options = (settings.stream_length_max, retention_ms, int(settings.pubsub))
         self.ready = anyio.Event()
+        self.answered: Callable[[list[tuple[Topic, int]]], None] | None = None  # told of each call's batch
         self.stats = SinkStats()
         self.state = "starting"
         """starting, flowing, holding (Redis is up and takes nothing), lost, stopped."""
@@ -422,6 +423,8 @@ class Sink:
                 await self._append([one])
             return
         self._pace.answered(time.monotonic() - before, entries, claim.trip_secs)
+        if self.answered is not None:
+            self.answered(batch)
         stopped, problem = self._read_notes(batch, notes) if notes else ({}, None)
         for number, (topic, count) in enumerate(batch):
             if number not in stopped:
