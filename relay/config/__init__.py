@@ -12,6 +12,7 @@ from relay.config.planned import SIMULATED_PREFIX, PlannedTopic, data_dir_of, na
 from relay.config.structs import (
     EMBEDDED,
     Config,
+    HttpConfig,
     JournalConfig,
     LogConfig,
     OutboxConfig,
@@ -26,6 +27,7 @@ __all__ = [
     "EMBEDDED",
     "SIMULATED_PREFIX",
     "Config",
+    "HttpConfig",
     "JournalConfig",
     "LogConfig",
     "OutboxConfig",

@@ -94,6 +94,20 @@ class LogConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     )
 
 
+class HttpConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Metrics, health and what `relay top` shows, over HTTP. Nothing secret stands there, and still: for this machine."""
+
+    enabled: Annotated[bool, Meta(description="Serve /metrics, /healthz, /readyz and /status.json.")] = False
+    host: Annotated[
+        str, Meta(description="Address to bind to; `0.0.0.0` lets other machines look, prices and all.")
+    ] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535, description="Port to bind to; 0: any free one.")] = 9464
+    hosts: Annotated[
+        tuple[Annotated[str, Meta(pattern=r"^([*]|([*][.])?[A-Za-z0-9_.:-]+)$")], ...],
+        Meta(description="More names by which it may be called (Host header), such as `relay` or `*.example.com`."),
+    ] = ()
+
+
 class SimulatorConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The built-in simulator that serves every provider with `simulate: true`."""
 
@@ -121,6 +135,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     outbox: OutboxConfig = OutboxConfig()
     journal: JournalConfig = JournalConfig()
     log: LogConfig = LogConfig()
+    http: HttpConfig = HttpConfig()
     simulator: SimulatorConfig = SimulatorConfig()
 
 
