@@ -273,6 +273,14 @@ class Book:
         window = self._window if count is None else count
         return self._bids.top(window), self._asks.top(window)
 
+    def reach(self, count: int) -> tuple[Level | None, Level | None]:
+        """The levels at this rank, the best is 1; None where a side has fewer."""
+        bids, asks = self._bids, self._asks
+        return (
+            bids.levels[bids.keys[-count]] if len(bids.keys) >= count else None,
+            asks.levels[asks.keys[-count]] if len(asks.keys) >= count else None,
+        )
+
     def __len__(self) -> int:
         """Levels held, both sides together."""
         return len(self._bids.keys) + len(self._asks.keys)

@@ -388,6 +388,28 @@ def one_connection(options: Options, subscribed: Sequence[Subscription]) -> list
     return [Planned("1", tuple(subscribed))] if subscribed else []
 
 
+class Listed(NamedTuple):
+    """One symbol that a provider offers."""
+
+    raw: str
+    symbol: str
+    """Canonical."""
+    name: str = ""
+    """Full name, or what kind of thing it is."""
+    active: bool = True
+    """It can be traded now."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """How to ask a provider, over REST, for all symbols that it offers."""
+
+    request: Callable[[Any], Request]
+    """Options to the call. Raises: ValueError where they lack what it needs."""
+    read: Callable[[Any, bytes], list[Listed]]
+    """Options and the body of the answer to the symbols, in the provider's order. Raises: ValueError."""
+
+
 @dataclass(frozen=True)
 class ProviderSpec:
     """One entry of PROVIDERS: everything generic code knows of a provider."""
@@ -413,6 +435,10 @@ class ProviderSpec:
     """Subscriptions may end with `*`."""
     key_url: str = ""
     """Where a person gets a key; empty: no key needed."""
+    listing: Listing | None = None
+    """How to ask for all symbols; None: the provider lists none."""
+    to_raw: Callable[[str], str] | None = None
+    """Canonical symbol to raw symbol. Raises: ValueError naming what it cannot be."""
 
     account_channels: ClassVar[frozenset[str]] = model.ACCOUNT_CHANNELS
 
