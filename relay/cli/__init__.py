@@ -2,7 +2,9 @@
 
 SUMMARIES = {
     "check": "Show what a relay.yaml would run, or every error in it.",
+    "journal": "List, print and verify recordings.",
     "normalize": "Turn raw frames of a provider into messages, without Redis.",
+    "replay": "Play recordings again, through today's code.",
     "run": "Run the relay.",
     "schema": "Write the JSON Schema of every message.",
     "sim": "Play a provider's own side of the wire on loopback.",

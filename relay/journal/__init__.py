@@ -6,7 +6,7 @@ goes unnoticed. `blocks` knows the bytes of a file, `writer` records in a thread
 """
 
 from relay.journal.blocks import Block, Damage, read_blocks
-from relay.journal.reader import JournalFile, Run, is_journal, read_records, runs_of
+from relay.journal.reader import JournalFile, Overview, Run, files_of, is_journal, overview, read_records, runs_of
 from relay.journal.writer import Batch, Journal, JournalSettings
 
 __all__ = [
@@ -16,8 +16,11 @@ __all__ = [
     "Journal",
     "JournalFile",
     "JournalSettings",
+    "Overview",
     "Run",
+    "files_of",
     "is_journal",
+    "overview",
     "read_blocks",
     "read_records",
     "runs_of",

@@ -117,6 +117,44 @@ def runs_of(paths: Iterable[Path], tell: Tell) -> list[Run]:
     return sorted(runs.values(), key=lambda run: run.first_ns)
 
 
+class Overview(NamedTuple):
+    """What the markers of a file say of it."""
+
+    records: int
+    raw: int
+    first_ns: int
+    last_ns: int
+    damages: list[Damage]
+
+
+def overview(path: Path, *, whole: bool = False) -> Overview:
+    """Look through a file's markers; `whole`: unpack every block too. Raises: JournalError."""
+    count = raw = last = 0
+    first: int | None = None
+    damages = []
+    try:
+        with path.open("rb") as file:
+            for block in read_blocks(file, lines=whole):
+                if isinstance(block, Damage):
+                    damages.append(block)
+                    continue
+                if whole:
+                    try:
+                        found = len(records.decode_lines(block.lines))
+                    except msgspec.MsgspecError as error:
+                        found, why = -1, f"block {block.number} holds no records ({error})"
+                    else:
+                        why = f"block {block.number} holds {found} records, not {block.records}"
+                    if found != block.records:
+                        damages.append(Damage(block.start, block.start + block.packed, 1, block.records, why))
+                        continue
+                first = block.first_ns if first is None else first
+                count, raw, last = count + block.records, raw + block.raw, block.last_ns
+    except OSError as error:
+        raise JournalError(f"{path}: {error.strerror}") from None
+    return Overview(count, raw, first or 0, last, damages)
+
+
 def read_records(path: Path, tell: Tell, *, passed: Callable[[int], None] | None = None) -> Iterator[Record]:
     """Read the records of one file; what is damaged is told and passed over.
 
