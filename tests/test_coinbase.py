@@ -9,7 +9,8 @@ import pytest
 from relay.errors import SessionError
 from relay.model import Quote, Status, Trade
 from relay.providers import PROVIDERS
-from relay.providers.base import Frame, Options, Seen, Send, Subscription
+from relay.providers.base import Frame, Seen, Send, Subscription
+from relay.providers.coinbase import CoinbaseOptions as Options
 from relay.simulator import SIDES
 from relay.simulator.base import Close, World
 

@@ -14,7 +14,8 @@ import pytest
 
 from relay.model import Quote, Reject, Trade
 from relay.providers import PROVIDERS
-from relay.providers.base import Frame, Options, Seen
+from relay.providers.base import Frame, Seen
+from relay.providers.coinbase import CoinbaseOptions as Options
 
 FRAMES = Path(__file__).resolve().parents[2] / "shared" / "frames"
 RECORDING = FRAMES / "coinbase.jsonl"

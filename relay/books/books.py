@@ -54,8 +54,8 @@ class _Entry:
     """One symbol's book and what is going on with it."""
 
     __slots__ = (
-        "asked_ns", "book", "buffer", "changed", "checked", "checksum", "crossed", "depth", "due", "good_ns", "quoted", "raw",
-        "since", "snapshot_ns", "symbol", "told", "top", "tries", "ts_event", "venue",
+        "asked_ns", "book", "buffer", "changed", "checked", "checksum", "crossed", "depth", "due", "good_ns", "odd",
+        "quoted", "raw", "since", "snapshot_ns", "symbol", "told", "top", "tries", "ts_event", "venue",
     )  # fmt: skip
 
     def __init__(self, raw: str, symbol: str, venue: str | None, book: Book, depth: int | None, now_ns: int) -> None:
@@ -65,6 +65,7 @@ class _Entry:
         self.due = False  # another one must be asked for
         self.good_ns = 0  # since when it is good; 0: it is not
         self.told = False  # the doubt has been said
+        self.odd = False  # its last snapshot was thrown away for unreadable levels
         self.crossed = False  # its last snapshot was thrown away for being crossed
         self.buffer: list[Buffered] = []
         self.since = 0  # messages since the last snapshot that went out
@@ -125,9 +126,10 @@ class Books:
 
     def snapshot(
         self, raw: str, bids: Sequence[Level], asks: Sequence[Level], now_ns: int, *, number: int | None = None,
-        checksum: int | None = None, ts_event: int | None = None,
+        checksum: int | None = None, ts_event: int | None = None, unread: int = 0,
     ) -> list[Header]:  # fmt: skip
-        """Take a whole book, and what waited for it."""
+        """Take a whole book, and what waited for it. `unread`: levels of it that could not be read; such a snapshot
+        is thrown away once, and when the next one has them too it is what the provider has to give."""
         entry = self._entries.get(raw)
         if entry is None:
             return []
@@ -141,6 +143,9 @@ class Books:
                 text = f"the snapshot ends at {number}, the stream begins at {waiting[0].first}"
                 return self._in_doubt(entry, Doubt("snapshot_too_old", text), now_ns)
         entry.buffer = []
+        if unread and not entry.odd:
+            entry.odd = True
+            return self._in_doubt(entry, Doubt("bad_level", f"{unread} levels of the snapshot are unreadable"), now_ns)
         doubt = book.snapshot(bids, asks, number, checksum)
         if doubt is not None and doubt.code == "crossed" and entry.crossed:
             # twice in a row: the market is crossed (an auction), not our copy of it
@@ -156,7 +161,8 @@ class Books:
                 return self._in_doubt(entry, applied, now_ns)
             if applied is not None:
                 entry.checksum, entry.ts_event = one.checksum, one.ts_event
-        entry.good_ns, entry.due, entry.told, entry.crossed = now_ns, False, False, False
+        entry.good_ns = now_ns
+        entry.due = entry.told = entry.crossed = entry.odd = False
         self._due.pop(raw, None)
         out: list[Header] = [self._whole(entry, now_ns)]
         if entry.quoted:

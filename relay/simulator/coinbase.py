@@ -1,12 +1,12 @@
-"""Coinbase Exchange's own side: subscriptions, tickers, matches, last_match, heartbeats; no key.
+"""Coinbase Exchange's own side: subscriptions, tickers, matches, last_match, books, heartbeats; no key.
 
 One market is shared by all connections of a world: two connections see the same trades, and numbers go on over
 reconnects (`last_match` and heartbeats show what was missed). Channels: `ticker`, `ticker_batch`, `matches`,
-`heartbeat`; what needs a key is refused, other channels are unknown here.
+`level2_batch`, `heartbeat`; what needs a key is refused, other channels are unknown here.
 
 Knobs: `unknown` (products that do not exist), `delisted` (products that are), `partial` (`keep`: beside a wrong product
 the others are subscribed; `none`: nothing of that message is), `missed` (trades of a product just before a connection
-joins it), `mute` (True: no answers to subscribe), `quiet` (True: no heartbeats).
+joins it), `levels` (of a book, a side), `mute` (True: no answers to subscribe), `quiet` (True: no heartbeats).
 """
 
 import json
@@ -24,7 +24,10 @@ SUBSCRIBE_NS = 5 * SECOND_NS
 TRADES_KEPT = 1000
 """Trades kept for connections that have yet to send them."""
 
-CHANNELS = ("heartbeat", "matches", "ticker", "ticker_batch")
+LEVELS = 50
+"""Levels a side of a made-up book; real ones have thousands (knob `levels`)."""
+
+CHANNELS = ("heartbeat", "level2_batch", "matches", "ticker", "ticker_batch")
 KEYED = frozenset({"full", "user", "level2", "level3", "rfq_matches"})
 LISTED_AS = {"ticker_batch": "ticker_1000"}
 """Channels whose answer has another name."""
@@ -40,6 +43,7 @@ class Product:
         self.sequence = world.random.randrange(10**9, 10**11)
         self.trade_id = world.random.randrange(10**5, 10**9)
         self.trades: deque[dict[str, Any]] = deque(maxlen=TRADES_KEPT)
+        self.book: tuple[dict[int, int], dict[int, int]] = ({}, {})  # bids and asks: ticks to units of 1e-8
         self.trade(now_ns)
 
     def trade(self, now_ns: int) -> dict[str, Any]:
@@ -61,7 +65,23 @@ class Product:
             "time": _time(now_ns),
         }
         self.trades.append(one)
+        self._around(bid, ask)
         return one
+
+    def _around(self, bid: int, ask: int) -> None:
+        """Move the book with the market: its best levels are those of the last trade."""
+        random = self.world.random
+        for side, best, sign in ((self.book[0], bid, -1), (self.book[1], ask, 1)):
+            for price in [price for price in side if (price - best) * sign < 0]:
+                del side[price]
+            side[best] = random.randint(1, 500_000_000)
+            wanted = self.world.knobs.get("levels", LEVELS)
+            while len(side) < wanted:
+                side[best + sign * random.randint(1, 4 * wanted)] = random.randint(1, 500_000_000)
+            for _ in range(2):
+                price = best + sign * random.randint(1, 20)
+                if side.pop(price, None) is None or random.random() < 0.5:
+                    side[price] = random.randint(1, 500_000_000)
 
     def after(self, trade_id: int) -> dict[str, Any] | None:
         """The first trade above this one that is still kept."""
@@ -77,6 +97,7 @@ class CoinbaseSide:
         self.asked = False
         self.subscribed: dict[str, list[str]] = {}  # channel -> products, both in the order of asking
         self.sent: dict[str, int] = {}  # product -> trade id that went out last
+        self.views: dict[str, tuple[dict[int, int], dict[int, int]]] = {}  # product -> book as it went out
         self.beats: dict[str, int] = {}  # product -> when its heartbeat went out last
         self.turn = 0
 
@@ -156,6 +177,9 @@ class CoinbaseSide:
             return [_match("last_match", name, last)]
         if channel in ("ticker", "ticker_batch"):
             return [_ticker(name, last)]
+        if channel == "level2_batch":
+            bids, asks = self.views[name] = (dict(product.book[0]), dict(product.book[1]))
+            return [_snapshot(name, bids, asks, now_ns)]
         self.beats[name] = now_ns
         return []
 
@@ -202,7 +226,25 @@ class CoinbaseSide:
         if name in self.subscribed.get("ticker", ()) or name in self.subscribed.get("ticker_batch", ()):
             # either may come first
             out.insert(self.world.random.randint(0, len(out)), _ticker(name, one))
+        if name in self.subscribed.get("level2_batch", ()):
+            update = self._update(name, now_ns)
+            if update:
+                out.append(update)
         return out
+
+    def _update(self, name: str, now_ns: int) -> str:
+        """What changed in a book since it went out last; empty where nothing did."""
+        changes: list[list[str]] = []
+        book = self._product(name).book
+        for side, old, new in zip(("buy", "sell"), self.views[name], book, strict=True):
+            gone = [price for price in old if price not in new]
+            # zero is spelled in several ways
+            changes += [[side, _price(price), self.world.random.choice(("0", "0.0", "0.00000000"))] for price in gone]
+            changes += [[side, _price(price), _size(size)] for price, size in new.items() if old.get(price) != size]
+        self.views[name] = (dict(book[0]), dict(book[1]))
+        if not changes:
+            return ""
+        return json.dumps({"type": "l2update", "product_id": name, "changes": changes, "time": _time(now_ns)})
 
     def tick(self, now_ns: int) -> list[Step]:
         if not self.asked:
@@ -234,6 +276,9 @@ class CoinbaseSide:
                 if one is None:
                     one = product.trade(self.now_ns)
                 self.sent[name] = one["trade_id"]
+            if name in self.views:
+                # nothing in the channel tells of it
+                self.views[name] = (dict(product.book[0]), dict(product.book[1]))
 
 
 def _pairs(asked: Any, products: list[Any]) -> list[tuple[str, str | None]]:
@@ -284,6 +329,22 @@ def _ticker(name: str, one: Mapping[str, Any]) -> str:
             "last_size": one["size"],
         }
     )
+
+
+def _snapshot(name: str, bids: Mapping[int, int], asks: Mapping[int, int], now_ns: int) -> str:
+    return json.dumps(
+        {
+            "type": "snapshot",
+            "product_id": name,
+            "asks": [[_price(price), _size(asks[price])] for price in sorted(asks)],
+            "bids": [[_price(price), _size(bids[price])] for price in sorted(bids, reverse=True)],
+            "time": _time(now_ns),
+        }
+    )
+
+
+def _size(units: int) -> str:
+    return f"{units // 100_000_000}.{units % 100_000_000:08d}"
 
 
 def _price(ticks: int) -> str:

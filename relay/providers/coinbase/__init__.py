@@ -1,4 +1,4 @@
-"""Coinbase Exchange (`wss://ws-feed.exchange.coinbase.com`), without a key: quotes and trades.
+"""Coinbase Exchange (`wss://ws-feed.exchange.coinbase.com`), without a key: quotes, trades and books.
 
 Docs: https://docs.cdp.coinbase.com/exchange/websocket-feed/overview and its pages on channels, errors and rate limits
 (read 2026-03-01; what is unwritten there was seen in recordings). Not the Advanced Trade feed, which speaks otherwise.
@@ -9,25 +9,28 @@ Channels: `ticker` gives quotes, `matches` trades; `heartbeat` is subscribed alo
 - `trade_id` grows by one per product; `last_match` (once after subscribing) and heartbeats prove lost trades.
 - `sequence` counts all messages of a product's full stream: jumps are normal, a step back is late or repeated.
 - Every answer to (un)subscribe lists all subscriptions, under names that may differ (`ticker_batch`: `ticker_1000`).
-- Books (`snapshot`, `l2update`) are known and not mapped yet.
+- `level2_batch` gives whole books and their changes, without number or checksum: a lost update cannot be seen before
+  it makes the book crossed. What can be seen (crossed, unreadable) puts the book in doubt and asks for it again.
 """
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
 from relay import numbers, symbols, times
+from relay.books import Rules
 from relay.errors import HandshakeRefused, SessionError
 from relay.model import Quote, RejectReason, Side, Status, StatusEvent, Trade
 from relay.providers.base import (
     BaseProvider,
+    BookOptions,
     ChannelSpec,
     Connect,
     Frame,
     Identity,
     Limits,
-    Options,
     Output,
     Planned,
     ProviderSpec,
@@ -37,16 +40,20 @@ from relay.providers.base import (
     Shared,
     Subscription,
     SymbolTable,
+    order_books,
     reject,
 )
 from relay.providers.coinbase.asking import Asking, family
+from relay.providers.coinbase.levels import changes, sides
 from relay.providers.coinbase.wire import (
     MAPPED,
     USELESS,
     ErrorNotice,
     Heartbeat,
+    L2Update,
     LastMatch,
     Match,
+    Snapshot,
     Subscriptions,
     Ticker,
     Wire,
@@ -62,33 +69,54 @@ SILENCE_SECS = 10.0
 """Heartbeats come every second per product: no frame at all for this long is a dead connection."""
 QUIET_SECS = 3600.0
 """Quotes and trades come with trades only, and quiet products trade once an hour; heartbeats watch the connection."""
+FRAME_BYTES_MAX = 32 * 1024 * 1024
+"""The snapshot of a large book has several MB."""
+BOOK_QUIET_SECS = 600.0
+"""Somebody changes an order in any book within minutes."""
 ERROR_TEXT_MAX = 500
 _AGGRESSOR: dict[str, Side] = {"buy": "sell", "sell": "buy"}
 """The maker's side to the aggressor's."""
 _WRONG_PRODUCT = re.compile(r"['\"]?([^\s'\"]{1,64})['\"]? is (not a valid product|delisted)", re.IGNORECASE)
 _WRONG_CHANNEL = re.compile(r"['\"]?([^\s'\"]{1,64})['\"]? is not a valid channel", re.IGNORECASE)
+_KEYED = "require authentication"
+"""What level2 without a key is told; its batched form needs none, so far."""
 _TOO_SLOW = re.compile(r"ErrSlowConsume|ErrSlowRead|Message too big", re.IGNORECASE)
+
+
+class CoinbaseOptions(BookOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Coinbase's section of relay.yaml. Symbols are product ids: `BTC-USD`."""
+
+    def __post_init__(self) -> None:
+        """Raises: ValueError naming what Coinbase does not have."""
+        super().__post_init__()
+        for depth in self.books:
+            if depth != "full":
+                raise ValueError(f"books: depth {depth!r} is unknown; Coinbase has `full` alone")
 
 
 class Session(BaseProvider):
     """One connection: asks for its products and maps what comes, early data included."""
 
-    def __init__(self, options: Options, subscriptions: Sequence[Subscription], shared: Shared) -> None:
+    def __init__(self, options: CoinbaseOptions, subscriptions: Sequence[Subscription], shared: Shared) -> None:
         super().__init__(options, subscriptions, shared)
         self._symbols = SymbolTable(to_symbol, options.symbols)
         self._asking = Asking(self._symbols)
+        self._books = order_books(options, shared, self._symbols, Rules())
+        self._everything = any(sub.raw == "*" for sub in subscriptions)  # frames without a configuration
         self._traded: dict[str, int] = {}  # product -> highest trade id that came or was told as lost; 0: none yet
         self._claims: dict[str, int] = {}  # product -> a heartbeat's trade id that has not come yet
 
     def connect(self) -> Connect:
-        return Connect(url=self.options.url or URL, silence_secs=SILENCE_SECS)
+        return Connect(url=self.options.url or URL, silence_secs=SILENCE_SECS, frame_bytes_max=FRAME_BYTES_MAX)
 
     def opened(self, now_ns: int) -> Sequence[Output]:
         """Ask at once: the server closes a connection that subscribes to nothing for 5 s."""
-        self._asking.add(self.subscriptions, now_ns)
-        return ()
+        return self.subscribe(self.subscriptions, now_ns)
 
     def subscribe(self, subscriptions: Sequence[Subscription], now_ns: int) -> Sequence[Output]:
+        for sub in subscriptions:
+            if sub.channel == "books" and sub.raw != "*" and sub.raw not in self._books:
+                self._books.want(sub.raw, now_ns)
         self._asking.add(subscriptions, now_ns)
         return ()
 
@@ -98,6 +126,8 @@ class Session(BaseProvider):
             if sub.channel == "trades":
                 self._traded.pop(sub.raw, None)
                 self._claims.pop(sub.raw, None)
+            elif sub.channel == "books":
+                self._books.forget(sub.raw)
         return ()
 
     def to_send(self) -> list[Send | Request]:
@@ -106,17 +136,27 @@ class Session(BaseProvider):
         return out
 
     def tick(self, now_ns: int) -> Sequence[Output]:
-        return self._asking.tick(now_ns)
+        out: list[Output] = list(self._asking.tick(now_ns))
+        self._drop_refused()
+        out += self._books.tick(now_ns)
+        if self._books.pending:
+            self._asking.again(self._books.resync(now_ns))
+        return out
+
+    def _drop_refused(self) -> None:
+        if not self._everything:
+            for raw in [raw for raw in self._books if ("level2", raw) not in self._asking.wanted]:
+                self._books.forget(raw)
 
     def closed(self, now_ns: int) -> Sequence[Output]:
-        """What heartbeats named and never came will not come any more."""
-        out = [
+        """What heartbeats named and never came will not come any more, and no book is good."""
+        out: list[Output] = [
             Seen("trades", raw, number, delivered=False)
             for raw, number in self._claims.items()
             if number > self._traded[raw]
         ]
         self._claims.clear()
-        return out
+        return [*out, *self._books.closed(now_ns)]
 
     # -- data ----------------------------------------------------------------------------------------------------
 
@@ -126,13 +166,17 @@ class Session(BaseProvider):
         try:
             message: Wire = decode(frame.data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            return self._broken(frame.data, error)
+            return self._broken(frame, error)
         out: Sequence[Output]
         match message:
             case Match():
                 return self._trade(message, frame)
             case Ticker():
                 out = self._quote(message, frame)
+            case L2Update():
+                out = self._update(message, frame)
+            case Snapshot():
+                out = self._snapshot(message, frame)
             case Heartbeat():
                 out = self._heartbeat(message)
             case LastMatch():
@@ -281,6 +325,69 @@ class Session(BaseProvider):
             self._claims[raw] = message.last_trade_id
         return out
 
+    # -- books ---------------------------------------------------------------------------------------------------
+
+    def _snapshot(self, message: Snapshot, frame: Frame) -> Sequence[Output]:
+        raw, now_ns, books = message.product_id, frame.received_ns, self._books
+        if raw not in books:
+            if not self._everything or len(list(books)) >= self.options.topics_max:
+                return ()
+            books.want(raw, now_ns)
+        bids, asks, wrong = sides(message.bids, message.asks)
+        out: list[Output] = self._wrong(wrong, raw, frame)
+        at = self._book_time(message.time, raw, frame, out)
+        out += books.snapshot(raw, bids, asks, now_ns, ts_event=at, unread=len(wrong))
+        if books.pending:
+            self._asking.again(books.resync(now_ns))
+        return out
+
+    def _update(self, message: L2Update, frame: Frame) -> Sequence[Output]:
+        raw, now_ns, books = message.product_id, frame.received_ns, self._books
+        if raw not in books:
+            return ()
+        bids, asks, wrong = changes(message.changes)
+        out: list[Output] = []
+        at = self._book_time(message.time, raw, frame, out)
+        if wrong:
+            # what that level is now nobody knows
+            out += [*self._wrong(wrong, raw, frame), *books.doubt(raw, "bad_level", wrong[0][:200], now_ns)]
+        else:
+            delta = books.delta(raw, bids, asks, now_ns, ts_event=at)
+            if not out and not books.pending:
+                return delta
+            out += delta
+        if books.pending:
+            self._asking.again(books.resync(now_ns))
+        return out
+
+    def _wrong(self, wrong: Sequence[str], raw: str, frame: Frame) -> list[Output]:
+        """One reject for the unreadable levels of a frame."""
+        if not wrong:
+            return []
+        symbol, venue = self._symbols[raw]
+        detail = "; ".join(wrong[:5]) + (f"; and {len(wrong) - 5} more" if len(wrong) > 5 else "")
+        return [reject("bad_number", f"level {detail}", frame.data, symbol=symbol, raw_symbol=raw, venue=venue)]
+
+    def _book_time(self, value: Any, raw: str, frame: Frame, out: list[Output]) -> int | None:
+        """The time of a book frame; absent, of the year 1 (seen) or broken (told): none."""
+        if value is None or value == "":
+            return None
+        try:
+            return times.iso_ns(value)
+        except (ValueError, TypeError) as error:
+            symbol, venue = self._symbols[raw]
+            out.append(reject("bad_time", str(error), frame.data, symbol=symbol, raw_symbol=raw, venue=venue))
+            return None
+
+    def _doubted(self, frame: Frame) -> list[Output]:
+        """A book frame that cannot be read may have been an update of any book."""
+        out: list[Output] = []
+        for raw in list(self._books):
+            out += self._books.doubt(raw, "broken_frame", "a book frame that cannot be read", frame.received_ns)
+        if self._books.pending:
+            self._asking.again(self._books.resync(frame.received_ns))
+        return out
+
     # -- errors --------------------------------------------------------------------------------------------------
 
     def _error(self, message: ErrorNotice, now_ns: int) -> Sequence[Output]:
@@ -304,14 +411,18 @@ class Session(BaseProvider):
             out += asking.refuse(keys, code, text) or [
                 Status(event="refused", raw_symbol=name, symbol=symbol, venue=venue, code=code, text=text)
             ]
+        if _KEYED in reason.lower():
+            out += asking.refuse([key for key in asking.wanted if key[0] == "level2"], "authentication_required", text)
         for name in _WRONG_CHANNEL.findall(reason):
             keys = [key for key in asking.wanted if key[0] == family(name)]
             out += asking.refuse(keys, "invalid_channel", text)
+        self._drop_refused()
         event: StatusEvent = "refused" if "failed to subscribe" in text.lower() else "notice"
         return out or [Status(event=event, code="provider_error", text=text)]
 
-    def _broken(self, data: bytes, error: Exception) -> Sequence[Output]:
+    def _broken(self, frame: Frame, error: Exception) -> Sequence[Output]:
         """A frame that is none of the wire structs: known and useless, or a reject."""
+        data = frame.data
         try:
             name = kind(data).type
         except RecursionError:
@@ -319,7 +430,8 @@ class Session(BaseProvider):
         except msgspec.ValidationError as problem:
             return (reject("not_object", str(problem), data),)
         except (msgspec.DecodeError, UnicodeDecodeError) as problem:
-            return (reject("not_json", str(problem), data),)
+            trace = b'"l2update' in data or b'"changes"' in data or b'"snapshot' in data
+            return (reject("not_json", str(problem), data), *(self._doubted(frame) if trace else ()))
         if name is None:
             return (reject("missing_field", "no `type`", data),)
         if name.__class__ is str and name in USELESS:
@@ -328,7 +440,8 @@ class Session(BaseProvider):
         if name.__class__ is not str or name not in MAPPED:
             return (reject("unknown_type", str(name)[:100], data),)
         missing = "missing required" in str(error)
-        return (reject("missing_field" if missing else "bad_field", f"{name}: {error}", data),)
+        broken = reject("missing_field" if missing else "bad_field", f"{name}: {error}", data)
+        return (broken, *(self._doubted(frame) if name in ("snapshot", "l2update") else ()))
 
 
 # -- symbols, connections, the entry -----------------------------------------------------------------------------
@@ -339,7 +452,7 @@ def to_symbol(raw: str) -> tuple[str, str | None]:
     return symbols.escape(raw), None
 
 
-def plan(options: Options, subscribed: Sequence[Subscription]) -> list[Planned]:
+def plan(options: CoinbaseOptions, subscribed: Sequence[Subscription]) -> list[Planned]:
     """Deal the products over connections, all channels of one product together (its heartbeat serves them)."""
     products: dict[str, list[Subscription]] = {}
     for sub in subscribed:
@@ -357,12 +470,13 @@ def plan(options: Options, subscribed: Sequence[Subscription]) -> list[Planned]:
 SPEC = ProviderSpec(
     name="coinbase",
     title="Coinbase Exchange",
-    options=Options,
+    options=CoinbaseOptions,
     session=Session,
     channels={
         # a first ticker after reconnecting repeats the last trade's, so its number goes on over sessions
         "quotes": ChannelSpec(identity=Identity("global", "rising"), cadence_secs=QUIET_SECS),
         "trades": ChannelSpec(identity=Identity("global", "contiguous"), cadence_secs=QUIET_SECS),
+        "books": ChannelSpec(cadence_secs=BOOK_QUIET_SECS, params="depth", allowed=("full",)),
     },
     rule=to_symbol,
     plan=plan,

@@ -12,7 +12,7 @@ import msgspec
 
 from relay.errors import SessionError, SubscribeRefused
 from relay.model import Channel, Status
-from relay.providers.base import Output, Send, Subscription, SymbolTable
+from relay.providers.base import FROM_BOOK, Output, Send, Subscription, SymbolTable
 from relay.providers.coinbase.wire import Subscriptions
 
 ACK_NS = 10_000_000_000
@@ -23,7 +23,9 @@ ASKS_MAX = 3
 """Times in a row that something is asked for without getting any of it; then it counts as refused."""
 
 HEARTBEAT = "heartbeat"
-FAMILY: dict[Channel, str] = {"quotes": "ticker", "trades": "matches"}
+FAMILY: dict[Channel, str] = {"quotes": "ticker", "trades": "matches", "books": "level2"}
+ASKED_AS = {"level2": "level2_batch"}
+"""Families whose channel without a key has another name."""
 
 Key = tuple[str, str]
 """What one subscribes to on the wire: (channel family, product)."""
@@ -56,6 +58,8 @@ class Asking:
         """Want more, and ask for it."""
         known = set(self.wanted)
         for sub in subscriptions:
+            if sub.param == FROM_BOOK:  # quotes that come of a book need nothing of their own
+                continue
             if sub.raw == "*":  # everything (frames without a configuration): nothing that one could ask for
                 continue
             # heartbeats first: they show that the connection lives
@@ -69,6 +73,8 @@ class Asking:
         """Want less, and say so; the answer confirms it."""
         gone: dict[Key, Subscription | None] = {}
         for sub in subscriptions:
+            if sub.param == FROM_BOOK:
+                continue
             key = (FAMILY[sub.channel], sub.raw)
             if key in self.wanted:
                 gone[key] = self.wanted.pop(key)
@@ -76,6 +82,13 @@ class Asking:
             gone[(HEARTBEAT, raw)] = self.wanted.pop((HEARTBEAT, raw))
         self._leaving.update(gone)
         self._send("unsubscribe", gone)
+
+    def again(self, raws: Sequence[str]) -> None:
+        """Ask for new snapshots of these books: unsubscribe and subscribe."""
+        keys = [("level2", raw) for raw in raws if ("level2", raw) in self.wanted]
+        if keys:
+            self._send("unsubscribe", keys)
+            self._send("subscribe", keys)
 
     def is_listed(self, key: Key) -> bool:
         """Tell whether the provider's last answer has it."""
@@ -172,7 +185,7 @@ class Asking:
         """One message for the channels that have the same products: the plainest form that the docs show."""
         products: dict[str, list[str]] = {}
         for channel, raw in keys:
-            products.setdefault(channel, []).append(raw)
+            products.setdefault(ASKED_AS.get(channel, channel), []).append(raw)
         alike: dict[tuple[str, ...], list[str]] = {}
         for channel, raws in products.items():
             alike.setdefault(tuple(raws), []).append(channel)

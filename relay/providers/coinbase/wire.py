@@ -43,6 +43,23 @@ class Heartbeat(Struct, tag_field="type", tag="heartbeat", gc=False):
     last_trade_id: Seq = 0
 
 
+class Snapshot(Struct, tag_field="type", tag="snapshot", gc=False):
+    """A whole book: [price, size] a level. Rows are read one by one: a broken one must not take the others along."""
+
+    product_id: Product
+    bids: list[Any]
+    asks: list[Any]
+    time: Any = None
+
+
+class L2Update(Struct, tag_field="type", tag="l2update", gc=False):
+    """Changes of a book: [side, price, size] each, in order."""
+
+    product_id: Product
+    changes: list[Any]
+    time: Any = None
+
+
 class Subscribed(Struct):
     name: str
     product_ids: list[str] | None = None
@@ -61,12 +78,10 @@ class Kind(Struct):
     type: Any = None
 
 
-Wire = Match | Ticker | Heartbeat | LastMatch | Subscriptions | ErrorNotice
+Wire = Match | Ticker | L2Update | Snapshot | Heartbeat | LastMatch | Subscriptions | ErrorNotice
 # not strict: integers come as JSON numbers, and as text of digits they are taken too
 decode = msgspec.json.Decoder(Wire, strict=False, float_hook=str).decode
 kind = msgspec.json.Decoder(Kind).decode
 
-MAPPED = frozenset({"ticker", "match", "last_match", "heartbeat", "subscriptions", "error"})
-USELESS = frozenset(
-    {"snapshot", "l2update", "status", "received", "open", "done", "change", "activate", "auction", "rfq_match"}
-)
+MAPPED = frozenset({"ticker", "match", "last_match", "heartbeat", "snapshot", "l2update", "subscriptions", "error"})
+USELESS = frozenset({"status", "received", "open", "done", "change", "activate", "auction", "rfq_match"})
