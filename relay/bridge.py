@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import anyio
 import msgspec
@@ -27,8 +27,10 @@ from relay.providers.base import Frame, Planned, Provider, Reply, Request, Send,
 from relay.retry import Decision
 from relay.sink import Sink
 from relay.topics import Topics
+from relay.vitals import Vitals
 
 if TYPE_CHECKING:
+    from relay.http import HttpServer
     from relay.recording import Recorder
 
 DRAIN_SECS = 7.0
@@ -42,6 +44,14 @@ Event = Callable[..., None]
 """`event(level, text, **fields)`: one line per state change."""
 
 
+class Note(NamedTuple):
+    """The last change of a connection: when it came, why, and when the next try is due (None: no try, or it is up)."""
+
+    since_ns: int
+    why: str = ""
+    next_ns: int | None = None
+
+
 class ProviderState:
     """One configured provider at run time: what `relay run` shows of it."""
 
@@ -50,6 +60,7 @@ class ProviderState:
         self.feeds: list[Feed] = []
         self.live: dict[str, bool] = {}  # connection label -> a session is open and has carried data
         self.stopped: dict[str, str] = {}  # connection label -> why it will not be tried again
+        self.notes: dict[str, Note] = {}
 
 
 class Bridge:
@@ -73,6 +84,8 @@ class Bridge:
         self.frame: Callable[[Feed, Frame], None] | None = None
         self.asked: Callable[[Feed, str, int, tuple[Any, ...]], None] | None = None
         self._private: frozenset[Feed] = frozenset()
+        self.vitals = Vitals(self.clock)
+        self.http: HttpServer | None = None
         self.sink: Sink
         self.intake: Intake
 
@@ -84,11 +97,13 @@ class Bridge:
         config = self.config
         embedded = config.redis.url == "embedded"
         async with contextlib.AsyncExitStack() as stack:
+            if config.http.enabled:
+                self._open_http(stack)
             if embedded:
                 self.server = EmbeddedServer(Path(data_dir_of(config)), port=config.redis.port)
                 self.redis_url = await self.server.start()
                 stack.push_async_callback(self.server.stop)
-                self._leave_url(stack)
+                self._leave(stack, "redis_url", self.redis_url)
             else:
                 self.redis_url = config.redis.url
             simulated = [p for p in config.providers.values() if p.options.simulate]
@@ -105,12 +120,33 @@ class Bridge:
             self._build(embedded)
             yield self
 
-    def _leave_url(self, stack: contextlib.AsyncExitStack) -> None:
-        """Leave the bundled server's address in the state folder, for `relay tail`, while it runs."""
-        path = Path(self.config.state_dir) / "redis_url"
+    def _leave(self, stack: contextlib.AsyncExitStack, name: str, url: str) -> None:
+        """Leave an address in the state folder, for `relay tail`, `relay top` and others, while we run."""
+        path = Path(self.config.state_dir) / name
         with contextlib.suppress(OSError):
-            path.write_text(self.redis_url + "\n")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(url + "\n")
             stack.callback(path.unlink, missing_ok=True)
+
+    def _open_http(self, stack: contextlib.AsyncExitStack) -> None:
+        from relay.http import HttpServer, Pages
+        from relay.metrics import registry_of
+        from relay.overview import Overview
+
+        self.http = HttpServer(self.config.http, Pages(registry_of(self), self.is_ready, Overview(self).document))
+        stack.callback(self.http.close)
+        self.vitals.keep_newest = True
+        self._leave(stack, "http_url", self.http.url)
+
+    def is_ready(self) -> tuple[bool, str]:
+        """Tell whether Redis is up and a feed is live, and if not, what is missing."""
+        if self.stopping:
+            return False, "stopping"
+        if self.sink.state != "flowing":
+            return False, f"Redis: {self.sink.state}"
+        if not any(feed.live for state in self.providers.values() for feed in state.feeds):
+            return False, "no feed is live"
+        return True, "ready"
 
     def _build(self, embedded: bool) -> None:
         config = self.config
@@ -129,6 +165,7 @@ class Bridge:
             on_event=self._sink_event,
             takeover=self.takeover,
         )
+        self.sink.answered = self.vitals.answered
         self.intake = Intake(names, self.outbox, self.run, merge=config.merge)
         for name, section in config.providers.items():
             options = section.options
@@ -188,6 +225,9 @@ class Bridge:
                 if self.server is not None:
                     tasks.start_soon(self.server.run, self._server_event)
                 tasks.start_soon(self._watch)
+                tasks.start_soon(self.vitals.pulse)
+                if self.http is not None:
+                    tasks.start_soon(self.http.run)
                 async with anyio.create_task_group() as feeds:
                     feeds.start_soon(self._feeds, feeds)
                     await self._stop.wait()
@@ -307,6 +347,7 @@ class Bridge:
         """A WebSocket is open; the login has not begun."""
         state = self.providers[feed.name]
         state.live[feed.label] = True
+        state.notes[feed.label] = Note(now_ns)
         if self.recorder is not None:
             self.recorder.session_opened(feed, now_ns)
         lifecycle.opened(self.intake, state.source, feed.label, now_ns)
@@ -327,12 +368,12 @@ class Bridge:
         was_open = state.live.pop(feed.label, False)
         if self.recorder is not None:
             self.recorder.session_closed(feed, error, code, reason, decision, now_ns)
-        told = lifecycle.closed(
-            self.intake, state.source, feed.label, was_open, error, code, reason, decision, now_ns
-        )
+        told = lifecycle.closed(self.intake, state.source, feed.label, was_open, error, code, reason, decision, now_ns)
         self.sink.notify()
         if decision is None:
             return
+        due_ns = None if decision.kind == "fatal" else now_ns + int(decision.delay_secs * 1e9)
+        state.notes[feed.label] = Note(now_ns, told.text, due_ns)
         if decision.kind == "fatal":
             state.stopped[feed.label] = told.text
         level = "error" if decision.kind == "fatal" else "warning"

@@ -127,6 +127,11 @@ class Source:
             return True
         return any(self.shared.wants(sub, raw, param) for sub in self.subscriptions.get(channel, ()))
 
+    def standing(self) -> tuple[int, int]:
+        """Count what is stale, and give the time of the newest message, 0 for none."""
+        routes = {id(route): route for route in self.routes.values() if route is not None}
+        return sum(r.stale for r in routes.values()), max((r.last_ns for r in routes.values()), default=0)
+
     def resubscribed(self, subscriptions: Iterable[Subscription]) -> None:
         """Take a new list of subscriptions; what was outside may be inside now."""
         self.subscriptions = {}

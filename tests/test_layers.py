@@ -30,7 +30,7 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     ("providers", frozenset()),  # relay.providers.<name>, each for itself
     ("table of providers", named("providers")),
     ("IO", named("clock embedded feed http journal log sink spool")),
-    ("whole", named("bridge simulator recording player")),
+    ("whole", named("bridge vitals metrics overview simulator recording player")),
     ("cli", named("cli __main__")),
 )
 """Lowest first; a package stands for all that is in it."""

@@ -1,0 +1,320 @@
+"""What Prometheus reads: every number of the relay under its name, made of plain ints at the moment of a scrape.
+
+`METRICS` is the whole list, with kind, labels and help; README.md shows the same (a test compares). Labels come from
+small closed sets: our names of providers and connections, channels, reasons; never a symbol.
+"""
+
+import platform
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from relay import __version__
+from relay.histogram import Histogram
+
+if TYPE_CHECKING:
+    from relay.bridge import Bridge
+
+COUNTER, GAUGE, HISTOGRAM = CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+
+class About(NamedTuple):
+    """One metric's kind, help text and labels."""
+
+    kind: type[CounterMetricFamily] | type[GaugeMetricFamily] | type[HistogramMetricFamily]
+    help: str
+    labels: tuple[str, ...] = ()
+
+
+_CONNECTION = ("provider", "connection")
+_PROVIDER = ("provider",)
+
+METRICS: dict[str, About] = {
+    # the relay
+    "relay_build_info": About(GAUGE, "Always 1; version of the relay and of Python.", ("version", "python")),
+    "relay_start_timestamp_seconds": About(GAUGE, "When this run began."),
+    "relay_ready": About(GAUGE, "1: Redis is up and a feed is live, as /readyz says."),
+    "relay_loop_lag_seconds": About(
+        HISTOGRAM, "How much later than wished the event loop came back, 4 times a second."
+    ),
+    "relay_reloads_total": About(COUNTER, "Reloads by SIGHUP: applied, unchanged, refused.", ("result",)),
+    "relay_config_loaded_timestamp_seconds": About(GAUGE, "When the configuration that runs was loaded."),
+    # connections
+    "relay_connection_up": About(GAUGE, "1: a session is open.", _CONNECTION),
+    "relay_connection_given_up": About(GAUGE, "1: refused for good, not tried again until a reload.", _CONNECTION),
+    "relay_connects_total": About(COUNTER, "Tries to connect.", _CONNECTION),
+    "relay_sessions_opened_total": About(COUNTER, "Sessions that were opened.", _CONNECTION),
+    "relay_sessions_ended_total": About(COUNTER, "Sessions and tries that ended, by code.", (*_CONNECTION, "code")),
+    "relay_frames_received_total": About(COUNTER, "WebSocket messages received.", _CONNECTION),
+    "relay_received_bytes_total": About(COUNTER, "Bytes of those frames.", _CONNECTION),
+    "relay_frames_useless_total": About(COUNTER, "Known frames that gave nothing: heartbeats, acks.", _CONNECTION),
+    "relay_frames_fatal_total": About(COUNTER, "Frames whose reading ended their session.", _CONNECTION),
+    "relay_frames_sent_total": About(COUNTER, "WebSocket messages sent.", _CONNECTION),
+    "relay_rest_requests_total": About(COUNTER, "REST calls made for the provider.", _CONNECTION),
+    "relay_provider_faults_total": About(COUNTER, "Faults of our code for the provider: report these.", _CONNECTION),
+    # messages
+    "relay_messages_made_total": About(COUNTER, "Messages that the provider's frames gave.", _PROVIDER),
+    "relay_messages_published_total": About(COUNTER, "Those that were numbered and handed on.", _PROVIDER),
+    "relay_messages_dropped_total": About(
+        COUNTER,
+        "Those that were not, by reason: repeat, outside (of any subscription), conflated, overflow (said as a gap).",
+        ("provider", "reason"),
+    ),
+    "relay_messages_numbered_total": About(
+        COUNTER, "Entries numbered by channel, gaps and notices in band included.", ("provider", "channel")
+    ),
+    "relay_rejects_total": About(
+        COUNTER, "What could not be used and went to the dead letters.", ("provider", "reason")
+    ),
+    "relay_gaps_total": About(COUNTER, "Gaps declared in band.", _PROVIDER),
+    "relay_missing_messages_total": About(
+        COUNTER, "Messages missing in gaps, where the provider numbers them.", _PROVIDER
+    ),
+    "relay_topics": About(GAUGE, "Topics written in this run.", _PROVIDER),
+    "relay_topics_stale": About(GAUGE, "Things subscribed to that are silent for too long.", _PROVIDER),
+    "relay_topics_blocked": About(GAUGE, "Topics that Redis refuses or another relay owns."),
+    "relay_last_message_timestamp_seconds": About(GAUGE, "When the last message of the provider came.", _PROVIDER),
+    "relay_quota_remaining": About(GAUGE, "What is left of the provider's quota, where it says so.", _PROVIDER),
+    "relay_event_to_receipt_seconds": About(
+        HISTOGRAM, "From the provider's time to receipt, sampled; both clocks are part of it.", _PROVIDER
+    ),
+    "relay_receipt_to_stored_seconds": About(HISTOGRAM, "From receipt to the answer of Redis, sampled a call."),
+    # Redis and what waits for it
+    "relay_outbox_bytes": About(GAUGE, "Bytes that wait for Redis."),
+    "relay_outbox_bytes_max": About(GAUGE, "Their bound: there the feeds wait."),
+    "relay_outbox_entries": About(GAUGE, "Entries that wait for Redis."),
+    "relay_outbox_age_seconds": About(GAUGE, "Age of the oldest entry that waits, in memory or in the spool."),
+    "relay_outbox_full": About(GAUGE, "1: the feeds wait."),
+    "relay_redis_up": About(GAUGE, "1: Redis takes what is written."),
+    "relay_redis_connects_total": About(COUNTER, "Connections opened to Redis."),
+    "relay_redis_errors_total": About(COUNTER, "Errors of Redis by what was done about them.", ("reaction",)),
+    "relay_redis_call_seconds": About(HISTOGRAM, "Duration of calls that append."),
+    "relay_redis_batch_entries": About(HISTOGRAM, "Entries in a call."),
+    "relay_entries_stored_total": About(COUNTER, "Entries that Redis has confirmed."),
+    "relay_stored_bytes_total": About(COUNTER, "Bytes of those entries."),
+    "relay_entries_confirmed_late_total": About(COUNTER, "Of those: arrived although the answer was lost."),
+    "relay_entries_restamped_total": About(COUNTER, "Entries that got a later time because the clock was behind."),
+    "relay_entries_trimmed_total": About(COUNTER, "Entries trimmed beside the streams' length, for memory or age."),
+    "relay_streams_lost_total": About(COUNTER, "Times a topic came back from Redis with less than it had taken."),
+    "relay_streams_deleted_total": About(COUNTER, "Streams that somebody deleted."),
+    "relay_publishes_refused_total": About(COUNTER, "Entries that were stored and could not be published."),
+    # files
+    "relay_spool_bytes": About(GAUGE, "Size of the spool, where there is one."),
+    "relay_spool_up": About(GAUGE, "1: the disk takes what is accepted."),
+    "relay_spool_dropped_total": About(
+        COUNTER, "Entries deleted from the spool before Redis had them: full or too old."
+    ),
+    "relay_spool_damaged_total": About(COUNTER, "Damaged places found in the spool, each said as a gap."),
+    "relay_journal_up": About(GAUGE, "1: frames are recorded; 0: the recording stands still."),
+    "relay_journal_records_lost_total": About(COUNTER, "Records that could not be written."),
+    "relay_journal_written_bytes_total": About(COUNTER, "Bytes of recordings written."),
+    # conservation: always 0
+    "relay_conservation_messages": About(GAUGE, "Made - published - dropped: 0, or the relay has a bug.", _PROVIDER),
+    "relay_conservation_entries": About(GAUGE, "Numbered - stored - waiting: 0, or the relay has a bug."),
+}
+
+PROCESS = {
+    "process_cpu_seconds_total": "CPU time of the relay.",
+    "process_resident_memory_bytes": "Memory of the relay.",
+    "process_virtual_memory_bytes": "Address space of the relay.",
+    "process_start_time_seconds": "When the process began.",
+    "process_open_fds": "Open files and sockets.",
+    "process_max_fds": "Their bound.",
+}
+"""What the client library adds about the process, where the platform tells."""
+
+
+class RelayCollector(Collector):
+    """Reads a bridge when it is scraped."""
+
+    def __init__(self, bridge: "Bridge") -> None:
+        self._bridge = bridge
+
+    def describe(self) -> Iterator[Metric]:
+        """Name the metrics without reading anything."""
+        yield from (_family(name) for name in METRICS)
+
+    def collect(self) -> Iterator[Metric]:
+        """Read everything now."""
+        page = _Page()
+        bridge = self._bridge
+        _relay(page, bridge)
+        for name, state in bridge.providers.items():
+            _connections(page, name, state)
+        _messages(page, bridge)
+        _redis(page, bridge)
+        _files(page, bridge)
+        yield from page.families.values()
+
+
+def registry_of(bridge: "Bridge") -> CollectorRegistry:
+    """Make the registry of one relay: its own metrics and those of the process."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(RelayCollector(bridge))
+    ProcessCollector(registry=registry)
+    return registry
+
+
+def table() -> str:
+    """Give the table of README.md."""
+    rows = ["| metric | kind | labels | |", "|---|---|---|---|"]
+    for name, about in METRICS.items():
+        kind = _family(name).type
+        labels = " ".join(f"`{label}`" for label in about.labels)
+        rows.append(f"| `{name}` | {kind} | {labels} | {about.help} |")
+    rows += [
+        f"| `{name}` | {'counter' if name.endswith('_total') else 'gauge'} |  | {text} |"
+        for name, text in PROCESS.items()
+    ]
+    return "\n".join(rows) + "\n"
+
+
+def _family(name: str) -> Metric:
+    about = METRICS[name]
+    return about.kind(name.removesuffix("_total"), about.help, labels=about.labels)
+
+
+class _Page:
+    """The families of one scrape, made when they get their first value."""
+
+    def __init__(self) -> None:
+        self.families: dict[str, Metric] = {}
+
+    def put(self, name: str, value: float, *labels: str) -> None:
+        family = self.families.get(name)
+        if family is None:
+            family = self.families[name] = _family(name)
+        assert not isinstance(family, HistogramMetricFamily)
+        family.add_metric(labels, value)  # type: ignore[attr-defined]
+
+    def histogram(self, name: str, histogram: Histogram, *labels: str) -> None:
+        family = self.families.get(name)
+        if family is None:
+            family = self.families[name] = _family(name)
+        assert isinstance(family, HistogramMetricFamily)
+        family.add_metric(labels, buckets=histogram.buckets(), sum_value=histogram.total)
+
+
+def _relay(page: _Page, bridge: "Bridge") -> None:
+    page.put("relay_build_info", 1, __version__, platform.python_version())
+    page.put("relay_start_timestamp_seconds", bridge.run / 1000)
+    page.put("relay_ready", int(bridge.is_ready()[0]))
+    page.histogram("relay_loop_lag_seconds", bridge.vitals.lag)
+    for result, count in bridge.vitals.reloads.items():
+        page.put("relay_reloads_total", count, result)
+    page.put("relay_config_loaded_timestamp_seconds", bridge.vitals.loaded_ns / 1e9)
+
+
+def _connections(page: _Page, name: str, state: "ProviderState") -> None:
+    for feed in state.feeds:
+        stats, which = feed.stats, (name, feed.label)
+        page.put("relay_connection_up", int(feed.live), *which)
+        page.put("relay_connection_given_up", int(feed.label in state.stopped), *which)
+        for metric, value in (
+            ("relay_connects_total", stats.connects),
+            ("relay_sessions_opened_total", stats.opened),
+            ("relay_frames_received_total", stats.frames),
+            ("relay_received_bytes_total", stats.bytes),
+            ("relay_frames_useless_total", stats.useless),
+            ("relay_frames_fatal_total", stats.ending),
+            ("relay_frames_sent_total", stats.sent),
+            ("relay_rest_requests_total", stats.requests),
+            ("relay_provider_faults_total", stats.internal),
+        ):
+            page.put(metric, value, *which)
+        for code, count in stats.ended.items():
+            page.put("relay_sessions_ended_total", count, *which, code)
+
+
+def _messages(page: _Page, bridge: "Bridge") -> None:
+    numbered: Counter[tuple[str, str]] = Counter()
+    for topic in bridge.outbox.topics.values():
+        numbered[topic.provider, topic.kind] += topic.seq
+    for (provider, kind), count in numbered.items():
+        page.put("relay_messages_numbered_total", count, provider, kind)
+    for name, state in bridge.providers.items():
+        counts, source = state.source.counts, state.source
+        dropped = {
+            "repeat": counts.repeats,
+            "outside": counts.outside,
+            "conflated": counts.conflated,
+            "overflow": counts.overflow,
+        }
+        page.put("relay_messages_made_total", counts.made, name)
+        page.put("relay_messages_published_total", counts.published, name)
+        for reason, count in dropped.items():
+            page.put("relay_messages_dropped_total", count, name, reason)
+        for reason, count in counts.reasons.items():
+            page.put("relay_rejects_total", count, name, reason)
+        page.put("relay_gaps_total", counts.gaps, name)
+        page.put("relay_missing_messages_total", counts.missing, name)
+        page.put("relay_topics", len(source.topics), name)
+        stale, last_ns = source.standing()
+        page.put("relay_topics_stale", stale, name)
+        if last_ns:
+            page.put("relay_last_message_timestamp_seconds", last_ns / 1e9, name)
+        quota = getattr(state.shared, "quota", None)
+        if isinstance(quota, int):
+            page.put("relay_quota_remaining", quota, name)
+        page.put("relay_conservation_messages", counts.made - counts.published - sum(dropped.values()), name)
+    for name, histogram in bridge.vitals.to_receipt.items():
+        page.histogram("relay_event_to_receipt_seconds", histogram, name)
+    page.histogram("relay_receipt_to_stored_seconds", bridge.vitals.to_stored)
+
+
+def _redis(page: _Page, bridge: "Bridge") -> None:
+    outbox, sink = bridge.outbox, bridge.sink
+    stats = sink.stats
+    entries = outbox.entries()
+    page.put("relay_outbox_bytes", outbox.size)
+    page.put("relay_outbox_bytes_max", outbox.bytes_max)
+    page.put("relay_outbox_entries", entries)
+    oldest = min((_ms(topic.ids[0]) for topic in outbox.topics.values() if topic.ids), default=0)
+    page.put("relay_outbox_age_seconds", max(0.0, bridge.clock() / 1e9 - oldest / 1000) if oldest else 0)
+    page.put("relay_outbox_full", int(outbox.full))
+    page.put("relay_topics_blocked", sum(1 for _ in outbox.blocked()))
+    page.put("relay_redis_up", int(sink.state == "flowing"))
+    page.histogram("relay_redis_call_seconds", stats.durations)
+    page.histogram("relay_redis_batch_entries", stats.batches)
+    for metric, value in (
+        ("relay_redis_connects_total", stats.connects),
+        ("relay_entries_stored_total", stats.entries),
+        ("relay_stored_bytes_total", stats.bytes),
+        ("relay_entries_confirmed_late_total", stats.confirmed),
+        ("relay_entries_restamped_total", stats.restamped),
+        ("relay_entries_trimmed_total", stats.trimmed),
+        ("relay_streams_lost_total", stats.lost),
+        ("relay_streams_deleted_total", stats.gone),
+        ("relay_publishes_refused_total", stats.unpublished),
+    ):
+        page.put(metric, value)
+    for reaction, count in stats.errors.items():
+        page.put("relay_redis_errors_total", count, reaction)
+    numbered = sum(topic.seq for topic in outbox.topics.values())
+    page.put("relay_conservation_entries", numbered - stats.entries - entries)
+
+
+def _ms(entry_id: str) -> int:
+    return int(entry_id.partition("-")[0])
+
+
+def _files(page: _Page, bridge: "Bridge") -> None:
+    if bridge.recorder is not None:
+        journal = bridge.recorder.journal
+        page.put("relay_journal_up", int(journal.state == "recording"))
+        page.put("relay_journal_records_lost_total", journal.lost)
+        page.put("relay_journal_written_bytes_total", journal.written)
+    spool = getattr(bridge, "spool", None)
+    if spool is not None:
+        page.put("relay_spool_bytes", spool.bytes)
+        page.put("relay_spool_up", int(spool.ok))
+        page.put("relay_spool_dropped_total", spool.dropped)
+        page.put("relay_spool_damaged_total", spool.damaged)
+
+
+if TYPE_CHECKING:
+    from relay.bridge import ProviderState
