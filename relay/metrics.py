@@ -318,3 +318,7 @@ def _files(page: _Page, bridge: "Bridge") -> None:
 
 if TYPE_CHECKING:
     from relay.bridge import ProviderState
+
+
+if __name__ == "__main__":
+    print(table(), end="")
