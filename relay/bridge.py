@@ -16,7 +16,7 @@ import msgspec
 
 from relay import lifecycle, model
 from relay.clock import Clock
-from relay.config import Config, ProviderConfig, data_dir_of
+from relay.config import Config, ProviderConfig, data_dir_of, secrets_of
 from relay.embedded import EmbeddedServer
 from relay.errors import RelayError, SessionError
 from relay.feed import Feed, SharedLimits
@@ -24,6 +24,7 @@ from relay.intake import Intake, Source
 from relay.model import Status
 from relay.outbox import Outbox
 from relay.providers.base import Frame, Planned, Provider, Reply, Request, Send, Shared, Subscription
+from relay.redaction import Redactor
 from relay.retry import Decision
 from relay.sink import Sink
 from relay.topics import Topics
@@ -66,7 +67,17 @@ class ProviderState:
 class Bridge:
     """One relay: the handler of all its feeds, the owner of its intake, outbox and sink."""
 
-    def __init__(self, config: Config, event: Event, *, takeover: bool = False, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        event: Event,
+        *,
+        takeover: bool = False,
+        clock: Clock | None = None,
+        redactor: Redactor | None = None,
+    ) -> None:
+        """`redactor`: the log's own, which learns here of the secrets that come at run time."""
+        self.redactor = redactor or Redactor(secrets_of(config))
         self.config, self.event, self.takeover = config, event, takeover
         self.clock = clock or Clock()
         self.run = self.clock() // 1_000_000
@@ -166,7 +177,7 @@ class Bridge:
             takeover=self.takeover,
         )
         self.sink.answered = self.vitals.answered
-        self.intake = Intake(names, self.outbox, self.run, merge=config.merge)
+        self.intake = Intake(names, self.outbox, self.run, merge=config.merge, redactor=self.redactor)
         for name, section in config.providers.items():
             options = section.options
             simulated = options.simulate
@@ -175,6 +186,7 @@ class Bridge:
             shared = section.spec.shared(options, getattr(options, "account", "") or "main")
             shared.book_snapshot_every = max(1, config.redis.stream_length_max // 2)
             self._load_state(name, shared)
+            self._learn_secrets(shared)
             source = self.intake.source(
                 name,
                 section.spec,
@@ -341,7 +353,15 @@ class Bridge:
 
     def settled(self, feed: Feed) -> None:
         """A provider has taken an answer: a rotated token is on disk before the token that came with it is used."""
-        self._save_state(feed.name, self.providers[feed.name].shared)
+        shared = self.providers[feed.name].shared
+        self._learn_secrets(shared)
+        self._save_state(feed.name, shared)
+
+    def _learn_secrets(self, shared: Shared) -> None:
+        """Hide what a provider has got by now (fresh tokens), besides what the configuration holds."""
+        secrets = getattr(shared, "secrets", None)
+        if secrets is not None:
+            self.redactor.add(secrets())
 
     def session_opened(self, feed: Feed, provider: Provider, now_ns: int) -> None:
         """A WebSocket is open; the login has not begun."""
@@ -373,11 +393,12 @@ class Bridge:
         if decision is None:
             return
         due_ns = None if decision.kind == "fatal" else now_ns + int(decision.delay_secs * 1e9)
-        state.notes[feed.label] = Note(now_ns, told.text, due_ns)
+        text = self.redactor.text(told.text)
+        state.notes[feed.label] = Note(now_ns, text, due_ns)
         if decision.kind == "fatal":
-            state.stopped[feed.label] = told.text
+            state.stopped[feed.label] = text
         level = "error" if decision.kind == "fatal" else "warning"
-        self.event(level, told.text, provider=feed.name, connection=feed.label, next=told.action)
+        self.event(level, text, provider=feed.name, connection=feed.label, next=told.action)
 
     def _status(self, status: Status) -> None:
         """Publish a status of the relay itself; a replay cannot know its cause."""

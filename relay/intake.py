@@ -3,8 +3,7 @@
 The same code serves the live relay, `relay normalize` and a replay, so that the same records give the same bytes.
 Pure: the time is handed in. `take` is the hot path: no logging, no formatting but the entry's id.
 
-A route is what one provider says of one thing (its raw symbol, in one channel, at one interval): the unit of identity,
-gap and staleness. Several routes may share a topic only where the config says `merge: true`.
+What it knows of providers and of what they speak of stands in `relay.routes`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,7 +12,11 @@ from typing import Any, Protocol
 from relay import codec, model
 from relay.model import ACCOUNT_CHANNELS, CHANNEL_OF, Header, Status
 from relay.providers.base import Output, ProviderSpec, Seen, Shared, Subscription
+from relay.redaction import Redactor
+from relay.routes import Counts, Route, Source, TopicLike
 from relay.topics import Topics
+
+__all__ = ["Counts", "Intake", "OutboxLike", "Route", "Source", "TopicLike"]
 
 NO_IDENTITY, CONTIGUOUS, RISING, SPECIAL = 0, 1, 2, 3
 """How a route checks numbers; SPECIAL: something must be said before the next message (gap, fresh)."""
@@ -38,15 +41,6 @@ _BANDED = frozenset({"gap", "stale", "fresh"})
 """Statuses that go in band to the topics they concern, with a copy on the status topic."""
 
 
-class TopicLike(Protocol):
-    """What the intake needs of an outbox topic."""
-
-    name: str
-    seq: int
-    full: bool
-    last_id: str | None
-
-
 class OutboxLike(Protocol):
     """Where numbered entries go."""
 
@@ -54,98 +48,14 @@ class OutboxLike(Protocol):
     def add(self, topic: Any, entry_id: str, body: bytes) -> None: ...
 
 
-class Counts:
-    """Plain counters of one provider; the conservation law is stated over them."""
-
-    __slots__ = (
-        "conflated", "gaps", "made", "missing", "outside", "overflow", "published", "reasons", "rejects",
-        "repeats",
-    )  # fmt: skip
-
-    def __init__(self) -> None:
-        self.made = self.published = self.repeats = self.outside = self.conflated = self.overflow = 0
-        self.rejects = self.gaps = self.missing = 0
-        self.reasons: dict[str, int] = {}  # of the rejects
-
-
-class Route:
-    """What is known of one (channel, raw symbol, interval) of a provider."""
-
-    __slots__ = (
-        "broken_ns", "channel", "connection", "last_ns", "lost", "lost_from", "mode", "next", "overflowing", "param",
-        "plain_mode", "raw_symbol", "scope", "stale", "stale_ns", "symbol", "topic", "venue",
-    )  # fmt: skip
-
-    def __init__(self, channel: str, topic: TopicLike, mode: int, scope: str) -> None:
-        self.channel, self.topic = channel, topic
-        self.mode = self.plain_mode = mode
-        self.scope = scope
-        self.next = -1  # the number expected next; -1: none seen yet
-        self.connection = ""
-        self.raw_symbol: str | None = None
-        self.symbol: str | None = None
-        self.venue: str | None = None
-        self.param = ""
-        self.last_ns = 0
-        self.broken_ns: int | None = None  # last good message before a break that is still to be said
-        self.lost: str | None = None  # reason of that break
-        self.lost_from: int | None = None
-        self.stale = False
-        self.stale_ns = 0  # 0: never stale
-        self.overflowing = 0  # messages refused because the topic has no room
-
-
-class Source:
-    """One configured provider as the intake sees it."""
-
-    def __init__(
-        self,
-        name: str,
-        spec: ProviderSpec,
-        shared: Shared,
-        subscriptions: Iterable[Subscription] | None,
-        *,
-        names: Topics,
-        origin: model.Origin | None = None,
-    ) -> None:
-        """`subscriptions` None: everything counts as subscribed (`relay normalize`)."""
-        self.name, self.spec, self.shared, self.origin, self.names = name, spec, shared, origin, names
-        self.subscriptions: dict[str, list[Subscription]] | None = None
-        if subscriptions is not None:
-            self.subscriptions = {}
-            for sub in subscriptions:
-                self.subscriptions.setdefault(sub.channel, []).append(sub)
-        self.routes: dict[object, Route | None] = {}
-        self.topics: set[str] = set()
-        self.counts = Counts()
-        self.closed_markets: set[str] = set()
-        self.told_full = False
-
-    def wants(self, channel: str, raw: str, param: str) -> bool:
-        """Tell whether something subscribed to takes this."""
-        if self.subscriptions is None or channel in ACCOUNT_CHANNELS:
-            return True
-        return any(self.shared.wants(sub, raw, param) for sub in self.subscriptions.get(channel, ()))
-
-    def standing(self) -> tuple[int, int]:
-        """Count what is stale, and give the time of the newest message, 0 for none."""
-        routes = {id(route): route for route in self.routes.values() if route is not None}
-        return sum(r.stale for r in routes.values()), max((r.last_ns for r in routes.values()), default=0)
-
-    def resubscribed(self, subscriptions: Iterable[Subscription]) -> None:
-        """Take a new list of subscriptions; what was outside may be inside now."""
-        self.subscriptions = {}
-        for sub in subscriptions:
-            self.subscriptions.setdefault(sub.channel, []).append(sub)
-        for key, route in list(self.routes.items()):
-            if route is None or not self.wants(route.channel, route.raw_symbol or "", route.param):
-                del self.routes[key]
-
-
 class Intake:
     """All sources of one relay, one numbering."""
 
-    def __init__(self, topics: Topics, outbox: OutboxLike, run: int, *, merge: bool = False) -> None:
+    def __init__(
+        self, topics: Topics, outbox: OutboxLike, run: int, *, merge: bool = False, redactor: Redactor | None = None
+    ) -> None:
+        """`redactor`: takes the secrets out of what providers say in statuses and rejects."""
+        self._redact = (redactor or Redactor()).text
         self.names, self.outbox, self.run, self.merge = topics, outbox, run, merge
         self.sources: list[Source] = []
         self.owners: dict[str, tuple[str, str]] = {}  # topic -> the source (provider, venue) that feeds it
@@ -189,7 +99,8 @@ class Intake:
             mode = route.mode
             if mode and not self._passes(source, route, message, mode, now_ns):
                 continue
-            route.last_ns = now_ns
+            if message.origin is None or not route.last_ns:  # a fallback over REST is never live
+                route.last_ns = now_ns
             seq = topic.seq + 1
             topic.seq = seq
             message.provider = name
@@ -204,6 +115,8 @@ class Intake:
     def _passes(self, source: Source, route: Route, message: Header, mode: int, now_ns: int) -> bool:
         """Check identity and say what must be said before this message; False: it is a repeat."""
         number = message.src_seq
+        if message.origin is not None:
+            return True  # what must be said is said before the next live message
         if mode == CONTIGUOUS:
             if number == route.next:
                 route.next = number + 1
@@ -352,7 +265,7 @@ class Intake:
 
     def _put(self, source: Source | None, topic: TopicLike, message: Header, now_ns: int) -> None:
         topic.seq += 1
-        message.provider = source.name if source else ""
+        message.provider = source.name if source else self.names.relay
         message.ts_recv, message.run, message.seq = now_ns, self.run, topic.seq
         if source and source.origin and message.origin is None:
             message.origin = source.origin
@@ -360,6 +273,10 @@ class Intake:
 
     def status(self, source: Source | None, status: Status, now_ns: int, *, connection: str = "") -> None:
         """Publish a status: in band where it concerns topics, else on the status topic alone."""
+        if status.text:
+            status.text = self._redact(status.text)
+        if status.code:
+            status.code = self._redact(status.code)
         if source is not None and status.event in _BANDED:
             routes = self._concerned(source, status, connection)
             for route in routes:
@@ -381,11 +298,8 @@ class Intake:
                 return
             if status.event == "gap":
                 source.counts.gaps += 1
-        if source is not None and status.event == "market" and status.raw_symbol is not None:
-            if status.open is False:
-                source.closed_markets.add(status.raw_symbol)
-            else:
-                source.closed_markets.discard(status.raw_symbol)
+        if source is not None and status.event == "market":
+            source.market(status.raw_symbol or "", status.open is not False, now_ns)
         self._put(source, self._status, status, now_ns)
 
     def _concerned(self, source: Source, status: Status, connection: str) -> list[Route]:
@@ -404,6 +318,10 @@ class Intake:
         counts = source.counts
         counts.rejects += 1
         counts.reasons[reject.reason] = counts.reasons.get(reject.reason, 0) + 1
+        if reject.frame:
+            reject.frame = self._redact(reject.frame)
+        if reject.detail:
+            reject.detail = self._redact(reject.detail)
         name = source.names.deadletter(reject.account)
         self._put(source, self.outbox.topic(name, "deadletter", source.name), reject, now_ns)
 
@@ -478,8 +396,7 @@ class Intake:
                     and route.stale_ns
                     and not route.stale
                     and route.last_ns
-                    and now_ns - route.last_ns > route.stale_ns
-                    and route.raw_symbol not in source.closed_markets
+                    and source.quiet_ns(route, now_ns) > route.stale_ns
                 ):
                     found += 1
                     route.stale, route.mode = True, SPECIAL

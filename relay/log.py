@@ -1,51 +1,17 @@
 """Logs: key=value on a terminal, JSON off it; one redacting processor for every secret, ours and the libraries'.
 
-State changes only, never a line a message. The secrets of the config are registered once; whatever holds one of them,
-a URL's user info, or a query value is masked before it is written.
+State changes only, never a line a message. Whatever holds a secret, a URL's user info, or a query value is masked
+before it is written.
 """
 
 import logging
-import re
 import sys
-from collections.abc import Callable, Iterable, MutableMapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import structlog
 
-MASK = "***"
-_SECRET_CHARS_MIN = 4  # shorter "secrets" would mask ordinary words
-_USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
-_QUERY = re.compile(r"(?i)\b(api_?key|key|token|secret|password|signature|authorization)=([^&\s'\"]+)")
-
-
-class Redactor:
-    """Masks registered secrets, user info of URLs and secret-looking query values in any text."""
-
-    def __init__(self, secrets: Iterable[str] = ()) -> None:
-        found = sorted({s for s in secrets if len(s) >= _SECRET_CHARS_MIN}, key=len, reverse=True)
-        self._secrets = re.compile("|".join(map(re.escape, found))) if found else None
-
-    def text(self, text: str) -> str:
-        """Give the text without secrets."""
-        if self._secrets is not None:
-            text = self._secrets.sub(MASK, text)
-        if "://" in text:
-            text = _USERINFO.sub(MASK + "@", text)
-        if "=" in text:
-            text = _QUERY.sub(rf"\1={MASK}", text)
-        return text
-
-    def value(self, value: Any) -> Any:
-        """As `text`, for whatever a log line carries."""
-        if isinstance(value, str):
-            return self.text(value)
-        if isinstance(value, (int, float, bool)) or value is None:
-            return value
-        return self.text(str(value))
-
-    def __call__(self, logger: Any, name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-        """Work as a structlog processor."""
-        return {key: self.value(value) for key, value in event.items()}
+from relay.redaction import Redactor
 
 
 class _LibraryHandler(logging.Handler):
@@ -63,7 +29,7 @@ class _LibraryHandler(logging.Handler):
 
 
 def configure(
-    secrets: Iterable[str] = (),
+    secrets: Iterable[str] | Redactor = (),
     *,
     level: str = "info",
     form: str = "auto",
@@ -71,10 +37,11 @@ def configure(
 ) -> Any:
     """Set up logging of this process and give the logger.
 
+    `secrets`: texts, or a redactor that learns more of them at run time.
     `form`: `text`, `json` or `auto` (text on a terminal). `write`: where lines go; standard error by default.
     """
     text = form == "text" or (form == "auto" and sys.stderr.isatty())
-    redactor = Redactor(secrets)
+    redactor = secrets if isinstance(secrets, Redactor) else Redactor(secrets)
     renderer: Any
     if text:
         renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0, pad_level=False)

@@ -72,7 +72,9 @@ ACCOUNT_CHANNELS: frozenset[str] = frozenset({"orders", "positions", "balances",
 class Header(Struct, tag_field="type", kw_only=True, omit_defaults=True, gc=False):
     """The fields that every message has. `ts_recv`, `run` and `seq` are always there once it is published."""
 
-    provider: Annotated[str, Meta(description="The provider's name in relay.yaml.")] = ""
+    provider: Annotated[
+        str, Meta(description="The provider's name in relay.yaml; in statuses of the relay itself, the relay's name.")
+    ] = ""
     symbol: Annotated[str, Meta(description="Canonical symbol, such as EUR-USD.", max_length=64)] | None = None
     raw_symbol: Annotated[str, Meta(description="The provider's own spelling.", max_length=256)] | None = None
     venue: Annotated[str, Meta(description="Where it happened, when the provider says so.", max_length=64)] | None = (

@@ -20,12 +20,12 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     ("version", frozenset({"relay"})),
     ("errors", named("errors")),
     ("model", named("model")),
-    ("helpers", named("numbers times symbols topics codec retry schema stats histogram books")),
+    ("helpers", named("numbers times symbols topics redaction codec retry schema stats histogram books")),
     ("contract", named("providers.base")),
     # helpers that speak of the contract (and are handed the table of providers, so that they know none of them)
     (
         "helpers over the contract",
-        named("config identity outbox intake normalizer lifecycle records replay difference"),
+        named("config identity outbox routes intake normalizer lifecycle records replay difference"),
     ),
     ("providers", frozenset()),  # relay.providers.<name>, each for itself
     ("table of providers", named("providers")),

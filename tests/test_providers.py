@@ -108,7 +108,7 @@ class Player:
 
 
 def read(name: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (FRAMES / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in (FRAMES / f"{name}.jsonl").read_text(encoding="utf-8").split("\n") if line]
 
 
 @pytest.mark.parametrize("name", PROVIDERS)

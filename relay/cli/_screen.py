@@ -31,7 +31,7 @@ class Screen:
     def banner(self, bridge: Any) -> None:
         """Say what runs, where to attach and how to look."""
         config = bridge.config
-        from relay.log import Redactor
+        from relay.redaction import Redactor
 
         count = len(config.providers)
         rows = [

@@ -50,7 +50,7 @@ def command(config: str, as_json: bool) -> None:
 def describe(config: "Config") -> dict[str, Any]:
     """Tell what a configuration would run, as plain JSON-able values without secrets."""
     from relay.config import EMBEDDED, data_dir_of, prefix_of, secrets_of, shown_url, topics_of
-    from relay.log import Redactor
+    from relay.redaction import Redactor
 
     redactor = Redactor(secrets_of(config))
     embedded = config.redis.url == EMBEDDED

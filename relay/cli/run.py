@@ -58,10 +58,12 @@ async def _run(config: Any, takeover: bool, level: str | None, form: str | None)
     from relay.cli._screen import Screen
     from relay.config import secrets_of
     from relay.log import configure
+    from relay.redaction import Redactor
 
     screen = Screen(sys.stderr)
+    redactor = Redactor(secrets_of(config))
     log = configure(
-        secrets_of(config),
+        redactor,
         level=level or config.log.level,
         form=form or config.log.format,
         write=screen.line,
@@ -72,7 +74,7 @@ async def _run(config: Any, takeover: bool, level: str | None, form: str | None)
 
     for warning in config.warnings:
         event("warning", str(warning))
-    bridge = Bridge(config, event, takeover=takeover)
+    bridge = Bridge(config, event, takeover=takeover, redactor=redactor)
     async with bridge.started():
         screen.banner(bridge)
         async with anyio.create_task_group() as tasks:
