@@ -95,6 +95,10 @@ class SinkError(RelayError):
     """Redis refused or is away."""
 
 
+class SpoolError(RelayError):
+    """The spool cannot be used: another process has it, or a newer relay wrote it."""
+
+
 class JournalError(RelayError):
     """A recording cannot be written or read."""
 

@@ -5,7 +5,10 @@ anything: at a bound `full` tells the feeds to wait, and a topic that Redis refu
 `full` of its own that its newest messages must be refused, counted and declared as a gap (`overflow`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import NamedTuple
+
+from relay.model import GapReason
 
 ENTRY_COST = 128
 """What an entry costs in memory beside its body: id text 69, header of the bytes 33, two list slots 16, rounding."""
@@ -13,29 +16,51 @@ BLOCKED_SHARE = 4
 """All blocked topics together may hold a quarter of `bytes_max` on top of it: memory stays bounded, others go on."""
 
 
+NOTHING = "0-0"
+"""The id below all ids."""
+
+
+class Position(NamedTuple):
+    """A place in the spool: number of a segment, bytes into it."""
+
+    segment: int
+    offset: int
+
+
+def order(entry_id: str) -> tuple[int, int]:
+    """Give an entry id as two numbers, to compare."""
+    ms, _, seq = entry_id.partition("-")
+    return int(ms), int(seq or 0)
+
+
+class Past(NamedTuple):
+    """An entry read back from the spool."""
+
+    name: str
+    id: str
+    body: bytes
+    after: Position
+    """Where reading goes on behind it."""
+
+
 class Topic:
     """One stream and what waits for it. Compared and hashed by identity; `Outbox.topic` makes it once a name.
 
-    `seq`, written by the intake: the last number given. `ids` and `data`: waiting, oldest first, what is in flight
-    included. `last`, written by the sink: the newest entry id known to be in Redis (`0-0`: none), empty until the
-    topic is fenced. `blocked`: why Redis takes nothing for this topic, empty when it does. `full`: blocked and at its
-    bound: the intake must refuse what comes for it. `last_id`: the newest entry of an earlier run, where there is one.
+    `seq` and `contiguous` (its provider numbers messages without holes), written by the intake: the last number given.
+    `ids` and `data`: waiting in memory, oldest first, what is in flight included.
+    `last`, written by the sink: the newest entry id known to be in Redis (`0-0`: none), empty until the topic is
+    fenced. `acked`: the newest that Redis ever confirmed: above `last` while Redis is being healed (`parked`).
+    `blocked`: why Redis takes nothing for this topic, empty when it does. `full`: blocked and at its bound: the intake
+    must refuse what comes for it. `last_id`: the newest entry of an earlier run, where there is one; `before`: the
+    body of the newest of these that carries a provider's number.
+    `spilled`: more waits in the spool, behind `ids`: `behind` entries, to be read from `cursor` on, above the id
+    `after`; `tail`: the body of the entry `after`, where it is known.
     """
 
     __slots__ = (
-        "blocked",
-        "data",
-        "full",
-        "ids",
-        "kind",
-        "last",
-        "last_id",
-        "limit",
-        "name",
-        "provider",
-        "seq",
-        "size",
-    )
+        "acked", "after", "away", "before", "behind", "blocked", "contiguous", "cursor", "data", "full", "ids", "kind",
+        "last", "last_id", "limit", "mark", "name", "parked", "provider", "seq", "size", "spilled", "tail",
+    )  # fmt: skip
 
     def __init__(self, name: str, kind: str, provider: str, limit: int) -> None:
         self.name, self.kind, self.provider = name, kind, provider
@@ -44,8 +69,18 @@ class Topic:
         self.data: list[bytes] = []
         self.size = 0
         self.last = ""
+        self.acked = ""
         self.last_id: str | None = None
+        self.before: bytes | None = None
         self.blocked = ""
+        self.parked = self.away = False  # away: parked or blocked
+        self.contiguous = False
+        self.mark = name.encode() + b"\0"
+        self.spilled = False
+        self.behind = 0
+        self.cursor: Position | None = None
+        self.after = NOTHING
+        self.tail: bytes | None = None
         self.full = False
         self.limit = limit
 
@@ -95,10 +130,19 @@ class Outbox:
             topic.last_id = self.earlier.get(name)
         return topic
 
+    def know(self, earlier: dict[str, str]) -> None:
+        """Take the newest entries of earlier runs, by topic, as Redis has them."""
+        self.earlier = earlier
+        for topic in self.topics.values():
+            found = earlier.get(topic.name)
+            if found is not None and (topic.last_id is None or order(found) > order(topic.last_id)):
+                topic.last_id = found
+                topic.before = None  # the spool does not reach as far
+
     def add(self, topic: Topic, entry_id: str, body: bytes) -> None:
         """Put one numbered message at the end of its topic. Never refuses: ask `full` and `topic.full` before."""
         ids = topic.ids
-        if not ids and not topic.blocked:
+        if not ids and not topic.away:
             self.waiting[topic] = None
         ids.append(entry_id)
         topic.data.append(body)
@@ -117,6 +161,8 @@ class Outbox:
         entries, room = entries_max, bytes_max
         for topic in self.waiting:
             count = len(topic.ids)
+            if not count:  # it waits in the spool
+                continue
             if count <= entries and topic.size <= room:
                 batch.append((topic, count))
                 entries -= count
@@ -144,7 +190,8 @@ class Outbox:
             freed = topic.size
             ids.clear()
             data.clear()
-            self.waiting.pop(topic, None)
+            if not topic.spilled:
+                self.waiting.pop(topic, None)
         else:
             freed = sum(map(len, data[:count])) + count * ENTRY_COST
             del ids[:count]
@@ -177,6 +224,7 @@ class Outbox:
             self._hold(topic.size)
             topic.limit = -1  # every further `add` comes by `_bound`
         topic.blocked = reason
+        topic.away = True
         self._judge(topic)
         self._relax()
 
@@ -187,13 +235,63 @@ class Outbox:
             topic.full = False
             topic.limit = self.topic_bytes_max
             self._hold(-topic.size)
-            if topic.ids:
-                self.waiting[topic] = None
-                self._bound(topic, 0)
+            self._back(topic)
+
+    def park(self, topic: Topic) -> None:
+        """Keep what waits until older entries have been sent again."""
+        topic.parked = topic.away = True
+        self.waiting.pop(topic, None)
+
+    def unpark(self, topic: Topic) -> None:
+        """What waits may be sent."""
+        if topic.parked:
+            topic.parked = False
+            self._back(topic)
+
+    def _back(self, topic: Topic) -> None:
+        topic.away = bool(topic.blocked or topic.parked)
+        if not topic.away and (topic.ids or topic.spilled):
+            self.waiting[topic] = None
+            self._bound(topic, 0)
 
     def entries(self) -> int:
-        """Count all that waits, blocked topics included."""
-        return sum(len(topic.ids) for topic in self.topics.values())
+        """Count all that waits, blocked topics and the spool included."""
+        return sum(len(topic.ids) + topic.behind for topic in self.topics.values())
+
+    # what the spool does (relay.spooled); without one there is nothing to do
+
+    def flush(self) -> None:
+        """Make sure of what was added: only then may it go to Redis."""
+
+    def refill(self) -> bool:
+        """Read back from the spool what there is room for; True: there is more to read."""
+        return False
+
+    def begin(self, topic: Topic) -> None:
+        """A topic's `last` and `acked` are known now: what waits in the spool begins behind `acked`."""
+
+    def first(self, topic: Topic) -> str | None:
+        """Give the id of the first entry of this run that waits, where it may lie below what Redis has."""
+        return topic.ids[0] if topic.ids else None
+
+    def restamp(self, topic: Topic, change: Callable[[str, bytes], tuple[str, bytes]]) -> int:
+        """Give all that waits other ids and bodies. Give their number."""
+        changed = [change(entry_id, body) for entry_id, body in zip(topic.ids, topic.data, strict=True)]
+        self.replace(topic, [entry_id for entry_id, _ in changed], [body for _, body in changed])
+        return len(changed)
+
+    def place(self, topics: Iterable[Topic]) -> Position | None:
+        """Give the place in the spool from which topics can be healed behind their `last`; None: nothing is left."""
+        return None
+
+    def history(self, position: Position, names: Collection[str]) -> tuple[list[Past], Position, bool]:
+        """Read some of what topics were sent: oldest first, where to go on, whether that is the end."""
+        return [], position, True
+
+    @property
+    def reason(self) -> GapReason:
+        """Why the spool has a hole."""
+        return "beyond_retention"
 
     def blocked(self) -> Iterator[Topic]:
         """Give the blocked topics."""

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import anyio
 import msgspec
 
-from relay.outbox import Topic
+from relay.outbox import Topic, order
 from relay.sink.functions import library
 from relay.sink.link import Link, ReplyError
 from relay.sink.reactions import Fenced, LeaseHeld, reaction
@@ -100,14 +100,24 @@ class Claim:
             await anyio.sleep(0.1)
         return False
 
-    async def renew(self) -> None:
-        """Hold the lease on, or take it again where it lapsed. Raises: Fenced where somebody else has it."""
+    async def renew(self) -> bool:
+        """Hold the lease on; True: it had lapsed, or was lost. Raises: Fenced where somebody else has it."""
         before = time.monotonic()
         holder = await self.link.call("FCALL", self._lease_name, 1, self.lease_key, self._value, LEASE_MS)
         if isinstance(holder, bytes):
             raise self.fenced(f"its lease is held by {_who(holder.decode(errors='replace'))}")
         self.trip_secs = time.monotonic() - before
         self._taken(before)
+        return bool(holder == 2)
+
+    async def identity(self) -> tuple[str, str] | None:
+        """Ask who answers: the server's run and its history; None where that may not be asked."""
+        try:
+            lines = b"\n".join([await self.link.call("INFO", part) for part in ("server", "replication")]).decode()
+        except ReplyError:
+            return None
+        known = dict(line.strip().partition(":")[::2] for line in lines.splitlines())
+        return known.get("run_id", ""), known.get("master_replid", "")
 
     async def release(self) -> None:
         """Give the lease back, if it is ours."""
@@ -200,9 +210,3 @@ def _fields(text: bytes | None) -> dict[str, Any]:
 
 def _who(value: str) -> str:
     return value.partition(" ")[2] or "unknown"
-
-
-def order(entry_id: str) -> tuple[int, int]:
-    """Give an entry id as two numbers, to compare."""
-    ms, _, seq = entry_id.partition("-")
-    return int(ms), int(seq or 0)

@@ -59,6 +59,14 @@ def reaction(reply: str) -> tuple[Reaction, str]:
     return UNKNOWN
 
 
+class Again(Exception):
+    """The call cannot be made now; carries the reaction and the reply."""
+
+    def __init__(self, what: str, text: str, reply: str) -> None:
+        super().__init__(f"{text}: {reply}")
+        self.what, self.text, self.reply = what, text, reply
+
+
 class LeaseHeld(SinkError):
     """Another relay of this name runs; the text names the ways out."""
 

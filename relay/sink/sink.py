@@ -11,30 +11,25 @@ from collections.abc import Callable
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 
-from relay import codec
 from relay.config.structs import RedisConfig
-from relay.outbox import ENTRY_COST, Outbox, Topic
-from relay.sink.claim import Claim, Note, order
+from relay.model import Status
+from relay.outbox import Outbox, Topic, order
+from relay.sink.claim import Claim
+from relay.sink.heal import Healer
+from relay.sink.ledger import PROBE_SECS, Ledger
 from relay.sink.link import CALL_SECS, Link, LinkLost, ReplyError, Server
 from relay.sink.pace import Pace, SinkStats
-from relay.sink.reactions import Fenced, LeaseHeld, Unsupported, reaction
+from relay.sink.reactions import Again, Fenced, LeaseHeld, Unsupported, reaction
 from relay.sink.trim import Keeper
 
 RIGHTS_SECS = 5.0
 """Least pause after a refused login: somebody has to change something first."""
 STOP_SECS = 2.0
 """A stop waits this long for the call in flight."""
-PROBE_SECS = 5.0
-"""Blocked topics are tried again this often: the operator may have mended the cause."""
-
-
-class _Again(Exception):
-    """The call cannot be made now; carries the reaction and the reply."""
-
-    def __init__(self, what: str, text: str, reply: str) -> None:
-        super().__init__(f"{text}: {reply}")
-        self.what, self.text, self.reply = what, text, reply
+IDENTITY_SECS = 2.0
+"""The server is asked this often whether it is still the one that it was."""
 
 
 class Sink:
@@ -85,9 +80,20 @@ class Sink:
         self._keeper = Keeper(self._link, self._claim, outbox, retention_ms, settings.streams_bytes_max)
         self._pace = Pace(self.stats)
         self._said: tuple[str, Any] = ("", None)
-        self._lost: list[str] = []  # what there is to tell once all topics have been looked at
-        self._confirmed = 0
-        self._probe_at = 0.0
+        self._healer = Healer(self._link, outbox, run, self._hole)
+        self._ledger = Ledger(
+            outbox=outbox,
+            claim=self._claim,
+            healer=self._healer,
+            pace=self._pace,
+            takeover=takeover,
+            raise_floor=raise_floor,
+            on_event=on_event,
+            empty=lambda: self._turn("_empty"),
+            room=lambda: self._turn("_room"),
+        )
+        self._identity: tuple[str, str] | None = None
+        self._identity_at = 0.0
         self._resumed = False
         self._greeted = self._stopping = self._idle = False
         self._wake = anyio.Event()
@@ -111,7 +117,7 @@ class Sink:
     async def drain(self, timeout_secs: float) -> int:
         """Wait until all that waits is stored, blocked topics aside. Give the number left, those included."""
         with anyio.move_on_after(timeout_secs):
-            while self.outbox.waiting and not self._ended.is_set():
+            while (self.outbox.waiting or self._healer.topics) and not self._ended.is_set():
                 await self._empty.wait()
         return self.outbox.entries()
 
@@ -172,17 +178,17 @@ class Sink:
         except Fenced as error:
             self._event("fenced", {"why": str(error), "waiting": self.outbox.entries()})
             raise
-        except (ReplyError, _Again) as error:
-            await self._react(error if isinstance(error, _Again) else self._judge(str(error)))
+        except (ReplyError, Again) as error:
+            await self._react(error if isinstance(error, Again) else self._judge(str(error)))
 
-    def _judge(self, reply: str) -> _Again:
+    def _judge(self, reply: str) -> Again:
         what, text = reaction(reply)
         self._pace.failed(what)
         if what == "unsupported":
             raise Unsupported(f"{self.server.where}: {text} ({reply})")
-        return _Again(what, text, reply)
+        return Again(what, text, reply)
 
-    async def _react(self, error: _Again) -> None:
+    async def _react(self, error: Again) -> None:
         if error.what in ("fence", "load"):
             # nothing was written; a server that lost keys or functions may have lost more, so all is asked again
             self._resumed = False
@@ -228,15 +234,6 @@ class Sink:
             if was != "starting":
                 self._event("recovered", {"waiting": self.outbox.entries()})
 
-    def _tell(self) -> None:
-        """Say together what was found topic by topic."""
-        lost, self._lost = self._lost, []
-        confirmed, self._confirmed = self._confirmed, 0
-        if lost:
-            self._event("redis_lost", {"topics": len(lost), "names": lost[:10]})
-        if confirmed:
-            self._event("confirmed", {"entries": confirmed})
-
     def _turn(self, name: str) -> None:
         """Wake all who wait for an event and put a new one in its place."""
         event: anyio.Event = getattr(self, name)
@@ -252,125 +249,16 @@ class Sink:
             await claim.load()
             if not await claim.acquire(takeover=self._takeover, stopping=lambda: self._stopping):
                 return
-            outbox.earlier = await claim.begin(list(outbox.topics))
+            outbox.know(await claim.begin(list(outbox.topics)))
             newest = max((order(last)[0] for last in outbox.earlier.values()), default=0)
             if newest:
                 self._raise_floor(newest + 1)
-            for topic in outbox.topics.values():
-                topic.last_id = outbox.earlier.get(topic.name)
         else:
             await claim.renew()
             self.stats.refences += 1
-        await self._fence([topic for topic in outbox.topics.values() if topic.blocked != "foreign"])
+        await self._ledger.fence([topic for topic in outbox.topics.values() if topic.blocked != "foreign"])
         self._resumed = True
         self.ready.set()
-
-    async def _fence(self, topics: list[Topic], *may: str) -> None:
-        """Fence topics and square what waits in them with what Redis says it has."""
-        if not topics:
-            return
-        owned: dict[str, list[Topic]] = {}
-        for topic, note in zip(topics, await self._claim.fence([topic.name for topic in topics], *may), strict=True):
-            if note.kind == "OK":
-                self._welcome(topic, note)
-            elif note.kind == "OWNED":
-                owned.setdefault(note.last, []).append(topic)
-            elif note.kind == "FENCED" and topic.last:
-                raise self._claim.fenced(f"epoch {note.last} is newer than ours, {self._claim.epoch}")
-            elif note.kind == "FENCED":
-                # not ours in this run, but the name is: keys of an earlier run survived a loss of the epoch; go above
-                await self._claim.renew()
-                self._claim.epoch = int(note.last) + 1
-                raise _Again("fence", "a topic has a newer epoch", note.last)
-            else:
-                self._block(topic, note.last)
-        for owner, theirs in owned.items():
-            lives = await self._claim.lives(owner)
-            if self._takeover and not lives and owner not in may:
-                names = [topic.name for topic in theirs[:10]]
-                self._event("topics_taken", {"owner": owner, "topics": len(theirs), "names": names})
-                await self._fence(theirs, owner)
-                continue
-            cure = (
-                "it runs; stop it, or give one of the two another prefix or template"
-                if lives
-                else "it does not run; start this one with --takeover to take its topics over"
-            )
-            for topic in theirs:
-                self._block(topic, f"OWNED {owner}", f"the topic belongs to the relay {owner!r}: {cure}")
-        await self._claim.register([topic for topic in topics if topic.last and not topic.blocked])
-        self._tell()
-
-    def _welcome(self, topic: Topic, note: Note) -> None:
-        """A topic is ours: go on behind what Redis has of it."""
-        if topic.blocked and topic.blocked != "foreign":
-            self.outbox.unblock(topic)
-            self._event("topic_unblocked", {"topic": topic.name, "waiting": len(topic.ids)})
-        if topic.last:
-            self._settle(topic, note.last)
-        else:
-            self._begin(topic, note.last, note.top)
-
-    # what Redis has
-
-    def _begin(self, topic: Topic, last: str, top: str) -> None:
-        """A topic's first fence: what waits must lie behind what the stream holds."""
-        if order(top) > order(last):
-            self._event("foreign_entries", {"topic": topic.name, "last": last, "top": top})
-        topic.last = last
-        newest = max(order(top), order(last))
-        ms = newest[0]
-        if topic.ids and order(topic.ids[0]) <= newest:
-            self._restamp(topic, ms + 1)
-        elif ms:
-            self._raise_floor(ms + 1)
-
-    def _restamp(self, topic: Topic, floor: int) -> None:
-        """The clock went back since the last run: give what waits a later time, in the id and in the message."""
-        self._raise_floor(floor)
-        ids, data = [], []
-        for entry_id, body in zip(topic.ids, topic.data, strict=True):
-            ms, seq = order(entry_id)
-            if ms < floor:
-                message = codec.decode(body)
-                message.ts_recv = floor * 1_000_000
-                entry_id, body = f"{floor}-{seq}", codec.encode(message)
-            ids.append(entry_id)
-            data.append(body)
-        self.outbox.replace(topic, ids, data)
-        self.stats.restamped += len(ids)
-        self._event("restamped", {"topic": topic.name, "entries": len(ids), "floor": floor})
-
-    def _settle(self, topic: Topic, last: str) -> None:
-        """Redis names a topic's last entry: drop what arrived, go on from there."""
-        if last == topic.last:
-            return
-        if topic.ids and order(last) >= order(topic.ids[0]):
-            if last in topic.ids:
-                count = topic.ids.index(last) + 1
-                self._done(topic, count, last)
-                self.stats.confirmed += count
-                self._confirmed += count
-                return
-        elif order(last) < order(topic.last):
-            self.stats.lost += 1
-            self._lost.append(topic.name)
-            topic.last = last
-            return
-        self._block(topic, "foreign", f"somebody else moved its last entry to {last}")
-
-    def _block(self, topic: Topic, reply: str, text: str = "") -> None:
-        """Stop one topic, loudly; the others go on."""
-        if not topic.blocked:
-            what, told = ("foreign", text) if reply == "foreign" else reaction(reply)
-            self.outbox.block(topic, "foreign" if what == "foreign" else reply)
-            self._pace.failed("foreign" if what == "foreign" else "block")
-            self._probe_at = time.monotonic() + PROBE_SECS
-            kind = "owned" if reply.startswith("OWNED ") else "topic_blocked"
-            self._event(kind, {"topic": topic.name, "reason": reply, "text": text or told})
-            self._turn("_empty")
-            if not self.outbox.full:
-                self._turn("_room")
 
     # writing
 
@@ -379,11 +267,23 @@ class Sink:
         while not self._stopping:
             now = time.monotonic()
             if now >= self._claim.renew_at:
-                await self._claim.renew()
+                lapsed = await self._claim.renew()
+                if lapsed or await self._changed(now):
+                    self._resumed = False  # keys may be lost: all topics are asked again
+                    return
                 await self._look_after(now)
+            if self._healer.topics:
+                await self._heal()
+            outbox.flush()
+            more = outbox.refill()
             batch = outbox.take(self._pace.entries_max, self._pace.bytes_max)
             if not batch:
+                if more or self._healer.topics:
+                    await anyio.lowlevel.checkpoint()
+                    continue
                 self._flow()
+                if not outbox.waiting:
+                    self._turn("_empty")
                 self._wake = anyio.Event()
                 self._idle = True
                 with anyio.move_on_after(self._claim.renew_at - now):
@@ -392,18 +292,13 @@ class Sink:
                 continue
             for topic, _ in batch:
                 if not topic.last:
-                    await self._fence([topic for topic in outbox.waiting if not topic.last])
+                    await self._ledger.fence([topic for topic in outbox.waiting if not topic.last])
                     break
             else:
                 await self._append(batch)
 
     async def _append(self, batch: list[tuple[Topic, int]]) -> None:
-        claim = self._claim
-        writer = claim.writer
-        args: list[Any] = ["FCALL", claim.append_name, 2 * len(batch)]
-        for topic, _ in batch:
-            args += (topic.name, writer(topic.name))
-        args += (claim.relay, claim.epoch, *self._options)
+        args = self._call([topic for topic, _ in batch], *self._options)
         entries = 0
         for topic, count in batch:
             args += (topic.last, count)
@@ -417,27 +312,76 @@ class Sink:
             if reaction(str(error))[0] != "isolate":
                 raise
             if len(batch) == 1:
-                self._block(batch[0][0], str(error))
+                self._ledger.block(batch[0][0], str(error))
                 return
             for one in batch:  # one of the topics is not ours to write: only it may stop
                 await self._append([one])
             return
-        self._pace.answered(time.monotonic() - before, entries, claim.trip_secs)
+        self._pace.answered(time.monotonic() - before, entries, self._claim.trip_secs)
         if self.answered is not None:
             self.answered(batch)
         stopped, problem = self._read_notes(batch, notes) if notes else ({}, None)
         for number, (topic, count) in enumerate(batch):
             if number not in stopped:
-                self._done(topic, count, topic.ids[count - 1])
-        self._tell()
+                self._ledger.done(topic, count, topic.ids[count - 1])
+        self._ledger.tell()
         if problem is not None:
             raise problem
         self._flow()
 
-    def _read_notes(self, batch: list[tuple[Topic, int]], notes: list[bytes]) -> tuple[dict[int, str], _Again | None]:
+    def _call(self, topics: list[Topic], length_max: int, retention_ms: int, publish: int) -> list[Any]:
+        claim = self._claim
+        args: list[Any] = ["FCALL", claim.append_name, 2 * len(topics)]
+        for topic in topics:
+            args += (topic.name, claim.writer(topic.name))
+        args += (claim.relay, claim.epoch, length_max, retention_ms, publish)
+        return args
+
+    async def _heal(self) -> None:
+        """Send one piece of what Redis has lost."""
+        healer = self._healer
+        batch = await healer.step()
+        if batch:
+            args = self._call([topic for topic, _, _ in batch], *self._options[:2], 0)
+            for topic, ids, data in batch:
+                args += (topic.last, len(ids), *ids, *data)
+            try:
+                notes = await self._link.call(*args)
+            except ReplyError as error:
+                if reaction(str(error))[0] != "isolate":
+                    raise
+                for topic, _, _ in batch:
+                    self._ledger.block(topic, str(error))
+                return
+            stopped: set[int] = set()
+            problem: Again | None = None
+            for note in notes:
+                number_text, kind, rest = [*note.decode(errors="replace").split(" ", 2), ""][:3]
+                topic = batch[int(number_text)][0]
+                if kind in ("GONE", "UNPUBLISHED"):
+                    continue
+                stopped.add(int(number_text))
+                if kind == "PARTIAL":
+                    last, _, why = rest.partition(" ")
+                    healer.start(topic, last)
+                    problem = self._stopped(topic, why) or problem
+                else:
+                    problem = self._noted(topic, kind, rest) or problem
+            for number, (topic, ids, data) in enumerate(batch):
+                if number not in stopped:
+                    self.stats.bytes += healer.sent(topic, ids, data)
+            self._ledger.tell()
+            if problem is not None:
+                raise problem
+        healer.settle()
+        if not healer.topics:
+            self._event("healed", {"topics": healer.healed, "entries": healer.resent})
+            healer.healed = healer.resent = 0
+
+    def _read_notes(self, batch: list[tuple[Topic, int]], notes: list[bytes]) -> tuple[dict[int, str], Again | None]:
         """Act on what the function says about topics. Give those that it stopped, and what is wrong with the server."""
         stopped: dict[int, str] = {}
-        problem: _Again | None = None
+        problem: Again | None = None
         for note in notes:
             number_text, kind, rest = [*note.decode(errors="replace").split(" ", 2), ""][:3]
             number = int(number_text)
@@ -452,44 +396,53 @@ class Sink:
                     self._event("unpublished", {"topic": topic.name, "error": rest})
                 continue
             stopped[number] = kind
-            if kind == "FENCED":
-                raise self._claim.fenced(f"epoch {rest} is newer than ours, {self._claim.epoch}")
-            elif kind == "OWNED":
-                self._block(topic, f"OWNED {rest}", f"the relay {rest!r} has taken this topic over")
-            elif kind == "MISMATCH":
-                self._settle(topic, rest)
-            elif kind == "UNFENCED":
-                problem = _Again("fence", "Redis has lost keys of the relay", "UNFENCED")
-            else:
+            if kind == "PARTIAL":
                 last, _, error = rest.partition(" ")
                 if last != topic.last:
-                    self._done(topic, topic.ids.index(last) + 1, last)
-                what, _ = reaction(error)
-                if what in ("block", "foreign", "isolate"):
-                    self._block(topic, error)
-                else:
-                    problem = self._judge(error)
+                    self._ledger.done(topic, topic.ids.index(last) + 1, last)
+                problem = self._stopped(topic, error) or problem
+            else:
+                problem = self._noted(topic, kind, rest) or problem
         return stopped, problem
 
-    def _done(self, topic: Topic, count: int, last: str) -> None:
-        """Redis has the oldest `count` entries of a topic."""
-        outbox, stats = self.outbox, self.stats
-        was_full = outbox.full
-        stats.entries += count
-        stats.bytes += outbox.done(topic, count) - count * ENTRY_COST
-        topic.last = last
-        if not outbox.waiting:
-            self._turn("_empty")
-        if was_full and not outbox.full:
-            self._turn("_room")
+    def _noted(self, topic: Topic, kind: str, rest: str) -> Again | None:
+        """Act on a topic of which nothing was written."""
+        if kind == "FENCED":
+            raise self._claim.fenced(f"epoch {rest} is newer than ours, {self._claim.epoch}")
+        if kind == "UNFENCED":
+            return Again("fence", "Redis has lost keys of the relay", kind)
+        if kind == "OWNED":
+            self._ledger.block(topic, f"OWNED {rest}", f"the relay {rest!r} has taken this topic over")
+        else:  # MISMATCH
+            self._ledger.settle(topic, rest)
+        return None
+
+    def _stopped(self, topic: Topic, error: str) -> Again | None:
+        """Act on the error at which a topic's entries stopped."""
+        if reaction(error)[0] in ("block", "foreign", "isolate"):
+            self._ledger.block(topic, error)
+            return None
+        return self._judge(error)
+
+    def _hole(self, topic: Topic, status: Status) -> None:
+        """A gap event had to be put in: say it, with the event for a copy."""
+        self._event("hole", {"topic": topic.name, "status": status})
 
     # between two calls
 
+    async def _changed(self, now: float) -> bool:
+        """Tell whether this is another server, or another history, than before: it may lack what was confirmed."""
+        if now < self._identity_at:
+            return False
+        self._identity_at = now + IDENTITY_SECS
+        before, self._identity = self._identity, await self._claim.identity()
+        return before is not None and before != self._identity
+
     async def _look_after(self, now: float) -> None:
         """Try blocked topics again, keep retention and the bound over all streams."""
-        if now >= self._probe_at:
-            self._probe_at = now + PROBE_SECS
-            await self._fence([topic for topic in self.outbox.blocked() if topic.blocked != "foreign"])
+        if now >= self._ledger.probe_at:
+            self._ledger.probe_at = now + PROBE_SECS
+            await self._ledger.fence([topic for topic in self.outbox.blocked() if topic.blocked != "foreign"])
         trimmed, size = await self._keeper.keep(now)
         self.stats.trimmed += trimmed
         if size:

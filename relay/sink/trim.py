@@ -4,8 +4,8 @@ which a server at maxmemory still takes.
 
 from collections.abc import Sequence
 
-from relay.outbox import Outbox
-from relay.sink.claim import Claim, order
+from relay.outbox import Outbox, order
+from relay.sink.claim import Claim
 from relay.sink.link import Link
 
 KEEP_SECS = 10.0

@@ -1,0 +1,142 @@
+"""Sends again, with their old ids and without PUBLISH, what Redis had confirmed and has lost.
+
+While a topic is healed it is parked: what is new waits. One reading of the spool serves all topics. What the spool does
+not hold any more becomes a gap event in its place, so that a stream never has a silent hole.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from relay.holes import follows, gap
+from relay.model import Status
+from relay.outbox import NOTHING, Outbox, Position, Topic, order
+from relay.sink.link import Link
+
+TAILS = 200
+"""Newest entries asked for together."""
+
+
+class Healer:
+    """`start` topics, then `step` and `sent` until `topics` is empty. All state but this is in the topics."""
+
+    def __init__(self, link: Link, outbox: Outbox, run: int, hole: Callable[[Topic, Status], None]) -> None:
+        self._link, self._outbox, self._run, self._hole = link, outbox, run, hole
+        self.topics: dict[Topic, str] = {}
+        """Topics that are healed, with the id up to which they were read."""
+        self._tails: dict[Topic, bytes | None] = {}
+        self._position: Position | None = None
+        self._whole: set[Topic] = set()
+        self._holes: list[tuple[Topic, Status]] = []
+        self.resent = self.healed = 0
+
+    def start(self, topic: Topic, last: str) -> None:
+        """Redis has a topic up to `last`, below what it had confirmed."""
+        topic.last = last
+        self._outbox.park(topic)
+        self.topics[topic] = last
+        self._tails.pop(topic, None)
+        self._whole.discard(topic)
+        self._position = None
+
+    def finish(self, topic: Topic) -> None:
+        """Redis has all of a topic again."""
+        topic.last = topic.acked
+        if self.topics.pop(topic, None) is not None:
+            self.healed += 1
+        self._tails.pop(topic, None)
+        self._whole.discard(topic)
+        self._outbox.unpark(topic)
+
+    def drop(self, topic: Topic) -> None:
+        """Heal a topic no further: Redis refuses it. It is started again when Redis takes it."""
+        self.topics.pop(topic, None)
+        self._outbox.unpark(topic)
+
+    async def step(self) -> list[tuple[Topic, list[str], list[bytes]]]:
+        """Read the next piece: topics with the ids and bodies to append, none twice. It may be empty."""
+        await self._ask_tails()
+        outbox = self._outbox
+        if self._position is None:
+            self._position = outbox.place(self.topics)
+        names = {topic.name: topic for topic in self.topics if topic not in self._whole}
+        batch: dict[Topic, tuple[list[str], list[bytes]]] = {topic: ([], []) for topic in names.values()}
+        ended = True
+        self._holes = []
+        if self._position is not None:
+            found, self._position, ended = outbox.history(self._position, names)
+            for name, entry_id, body, _ in found:
+                topic = names[name]
+                if topic in self._whole or order(entry_id) <= order(self.topics[topic]):
+                    continue
+                ids, data = batch[topic]
+                if not follows(self.topics[topic], entry_id):
+                    self._gap(topic, ids, data, entry_id, body)
+                if order(entry_id) <= order(topic.acked):
+                    ids.append(entry_id)
+                    data.append(body)
+                    self.topics[topic] = entry_id
+                    self._tails[topic] = body
+                if order(entry_id) >= order(topic.acked):
+                    self._whole.add(topic)
+        if ended:
+            for topic in names.values():
+                if topic not in self._whole:
+                    self._end(topic, *batch[topic])
+        return [(topic, ids, data) for topic, (ids, data) in batch.items() if ids]
+
+    def sent(self, topic: Topic, ids: list[str], data: list[bytes]) -> int:
+        """Redis has a piece. Give its bytes."""
+        topic.last = ids[-1]
+        self.resent += len(ids)
+        for one, status in self._holes:
+            if one is topic:
+                self._hole(topic, status)
+        return sum(map(len, data))
+
+    def settle(self) -> None:
+        """Finish the topics whose last piece Redis has."""
+        for topic in list(self._whole):
+            if topic.last == topic.acked:
+                self.finish(topic)
+
+    def _gap(self, topic: Topic, ids: list[str], data: list[bytes], entry_id: str, body: bytes | None) -> None:
+        before, tail = self.topics[topic], self._tails.get(topic)
+        made_id, made, status = gap(topic, before, tail, entry_id, body, self._outbox.reason, self._run)
+        if order(made_id) <= order(before):
+            return
+        ids.append(made_id)
+        data.append(made)
+        self.topics[topic] = made_id
+        self._tails[topic] = made
+        self._holes.append((topic, status))
+        if order(made_id) > order(topic.acked):
+            topic.acked = made_id
+
+    def _end(self, topic: Topic, ids: list[str], data: list[bytes]) -> None:
+        """The spool has nothing more of a topic, and Redis had confirmed more."""
+        if order(self.topics[topic]) < order(topic.acked):
+            if topic.ids and order(topic.ids[0])[1] > 1:
+                self._gap(topic, ids, data, topic.ids[0], topic.data[0])
+            else:
+                self._gap(topic, ids, data, topic.acked, None)
+        topic.acked = self.topics[topic]
+        self._whole.add(topic)
+        if not ids:
+            topic.last = topic.acked
+
+    async def _ask_tails(self) -> None:
+        """Read the newest entry of topics: its number begins the gap, if there is one."""
+        topics = [topic for topic in self.topics if topic not in self._tails]
+        for begin in range(0, len(topics), TAILS):
+            part = topics[begin : begin + TAILS]
+            replies = await self._link.calls([("XREVRANGE", topic.name, "+", "-", "COUNT", 1) for topic in part])
+            for topic, reply in zip(part, replies, strict=True):
+                self._tails[topic] = tail(reply, topic.last)
+
+
+def tail(reply: Any, last: str) -> bytes | None:
+    """Read the body of the newest entry of a stream; None where it is not the one that is meant."""
+    if not isinstance(reply, list) or not reply or last == NOTHING:
+        return None
+    entry_id, fields = reply[0]
+    return fields[1] if entry_id.decode() == last and fields[0] == b"data" else None

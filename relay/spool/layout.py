@@ -1,0 +1,138 @@
+"""How a segment of the spool is laid out in bytes: records to bytes and back, whatever a crash or a disk did to them.
+
+A segment: 16 bytes of head (mark, version, CRC), then records. A record: mark, version, kind, length, CRC of version,
+kind and payload (`zlib.crc32`), payload. All numbers little-endian. The mark of a record is no UTF-8 and so stands in
+no payload: behind a damaged record the next whole one is found by searching for it.
+"""
+
+import struct
+from collections.abc import Mapping
+from typing import NamedTuple
+from zlib import crc32
+
+import msgspec
+
+VERSION = 1
+"""Raised when an older reader would misunderstand what is written."""
+ENTRY, TOPIC, MARKS = 1, 2, 3
+"""An entry; what a topic is, before its first entry in a segment; the newest entries that Redis has confirmed."""
+
+_FILE = struct.Struct("<8sII")
+_FILE_MARK = b"RLYSPOOL"
+HEAD = struct.Struct("<2sBBII")
+MARK = b"\xf5\xfa"
+LENGTH_MAX = 1 << 30
+"""No record is longer: a length above this is damage."""
+
+SEED = {kind: crc32(bytes([VERSION, kind])) for kind in (ENTRY, TOPIC, MARKS)}
+HEAD_SIZE = HEAD.size
+FILE_HEAD_SIZE = _FILE.size
+
+
+class About(msgspec.Struct):
+    """The payload of a TOPIC record."""
+
+    name: str
+    kind: str
+    provider: str
+    contiguous: bool = False
+    """The provider numbers its messages without holes: what is missing can be counted."""
+
+
+class Record(NamedTuple):
+    """A whole record and where it begins."""
+
+    at: int
+    kind: int
+    payload: bytes
+
+
+class Parsed(NamedTuple):
+    """What stands in a piece of a segment. `at`: where reading goes on. `damaged`: begin and end of what is none."""
+
+    records: list[Record]
+    at: int
+    damaged: list[tuple[int, int]]
+
+
+def file_head(version: int = VERSION) -> bytes:
+    """The first bytes of a segment."""
+    head = _FILE_MARK + version.to_bytes(4, "little")
+    return head + crc32(head).to_bytes(4, "little")
+
+
+def file_version(data: bytes) -> int | None:
+    """Read the version of a segment; None where its head is damaged."""
+    if len(data) < FILE_HEAD_SIZE:
+        return None
+    mark, version, crc = _FILE.unpack_from(data)
+    return int(version) if mark == _FILE_MARK and crc == crc32(data[: FILE_HEAD_SIZE - 4]) else None
+
+
+def record(kind: int, payload: bytes) -> bytes:
+    """Write one record."""
+    return HEAD.pack(MARK, VERSION, kind, len(payload), crc32(payload, SEED[kind])) + payload
+
+
+def name_part(name: str) -> bytes:
+    """The beginning of the payload of a topic's entries."""
+    return name.encode() + b"\0"
+
+
+def entry(payload: bytes) -> tuple[str, str, bytes]:
+    """Read the payload of an entry: topic, id, body."""
+    name, _, rest = payload.partition(b"\0")
+    entry_id, _, body = rest.partition(b" ")
+    return name.decode(), entry_id.decode(), body
+
+
+def topic(about: About) -> bytes:
+    """Write a TOPIC record."""
+    return record(TOPIC, msgspec.json.encode(about))
+
+
+def marks(confirmed: Mapping[str, str]) -> bytes:
+    """Write a MARKS record: topic to newest confirmed id."""
+    return record(MARKS, msgspec.json.encode(confirmed))
+
+
+def parse(data: bytes, at: int, *, final: bool) -> Parsed:
+    """Read records from an offset on.
+
+    `final`: nothing follows `data`; then damage is skipped to the next whole record, and what is damaged or torn at the
+    end is named too. Else reading stops at the first thing that is not whole, `at` its offset: ask again with more.
+    """
+    records: list[Record] = []
+    damaged: list[tuple[int, int]] = []
+    size = len(data)
+    while at < size:
+        end = _whole(data, at, size)
+        if not end:
+            if not final:
+                break
+            begin, at = at, _next(data, at + 1, size)
+            damaged.append((begin, at))
+            continue
+        records.append(Record(at, data[at + 3], data[at + HEAD_SIZE : end]))
+        at = end
+    return Parsed(records, at, damaged)
+
+
+def _whole(data: bytes, at: int, size: int) -> int:
+    """Give the end of the record at an offset; 0 where there is no whole one."""
+    if at + HEAD_SIZE > size:
+        return 0
+    mark, version, kind, length, crc = HEAD.unpack_from(data, at)
+    end: int = at + HEAD_SIZE + length
+    if mark != MARK or version != VERSION or kind not in SEED or length > LENGTH_MAX or end > size:
+        return 0
+    return end if crc32(memoryview(data)[at + HEAD_SIZE : end], SEED[kind]) == crc else 0
+
+
+def _next(data: bytes, at: int, size: int) -> int:
+    """Give the offset of the next whole record, or the end."""
+    while (at := data.find(MARK, at)) >= 0:
+        if _whole(data, at, size):
+            return at
+        at += 1
+    return size

@@ -1,0 +1,268 @@
+"""An outbox whose entries are in the spool too: what memory has no room for is read back from there. Pure.
+
+Each topic's memory holds its oldest waiting entries; once more is `spilled`, everything new goes to the spool alone
+until all of it has been read back. So memory is bounded whatever Redis does, and order is kept.
+"""
+
+from collections.abc import Callable, Collection, Iterable
+from typing import Protocol
+
+from relay.holes import follows, gap
+from relay.model import GapReason, Status
+from relay.outbox import ENTRY_COST, NOTHING, Outbox, Past, Position, Topic, order
+
+LOW_BYTES = 64 * 1024
+"""A topic with less than this in memory is read back from the spool, up to four times as much."""
+
+
+class Store(Protocol):
+    """What the outbox needs of the spool."""
+
+    pending: list[tuple[Topic, str, bytes]]
+    ok: bool
+    full: bool
+    damaged: int
+
+    def flush(self) -> bool: ...
+    def make_room(self) -> bool: ...
+    def end(self) -> Position: ...
+    def find(self, name: str, after: str) -> Position | None: ...
+    def count(self, name: str, position: Position) -> int: ...
+    def read(self, position: Position, names: Collection[str]) -> tuple[list[Past], Position, bool]: ...
+
+
+class SpooledOutbox(Outbox):
+    """An Outbox with a spool behind it. `hole(topic, status)`: called with each gap event that it had to put in."""
+
+    __slots__ = ("_written", "hole", "run", "spilled", "spool")
+
+    def __init__(self, bytes_max: int, topic_bytes_max: int, spool: Store, run: int) -> None:
+        super().__init__(bytes_max, topic_bytes_max)
+        self.spool, self.run = spool, run
+        self.spilled: dict[Topic, None] = {}
+        self.hole: Callable[[Topic, Status], None] = lambda topic, status: None
+
+    def recover(self, topic: Topic, last: str, acked: str, before: bytes | None) -> None:
+        """An earlier run has left entries of this topic, up to `last`; `acked`: the newest that Redis had confirmed."""
+        topic.last_id, topic.before = last, before
+        topic.acked = acked
+        topic.spilled = True
+        self.spilled[topic] = None
+        self.waiting[topic] = None
+
+    def add(self, topic: Topic, entry_id: str, body: bytes) -> None:
+        """See Outbox: to the spool as well, or alone."""
+        spool = self.spool
+        spool.pending.append((topic, entry_id, body))
+        if topic.spilled:
+            topic.behind += 1
+            if not spool.ok and len(spool.pending) * ENTRY_COST * 4 > self.bytes_max:
+                self.full = True  # neither the disk nor memory takes more
+            return
+        ids = topic.ids
+        if not ids and not topic.away:
+            self.waiting[topic] = None
+        ids.append(entry_id)
+        topic.data.append(body)
+        cost = len(body) + ENTRY_COST
+        topic.size = size = topic.size + cost
+        self.size = total = self.size + cost
+        if size > topic.limit or total > self.limit:
+            self._bound(topic, cost)
+
+    def _bound(self, topic: Topic, cost: int) -> None:
+        if not self.spool.ok:
+            super()._bound(topic, cost)
+            return
+        if topic.blocked:
+            self._hold(cost)
+        if not topic.spilled and topic.ids and (topic.size > self.topic_bytes_max or self.size > self.limit):
+            self._spill(topic, topic.ids[-1])
+
+    def _spill(self, topic: Topic, after: str) -> None:
+        """From here on new entries of a topic go to the spool alone."""
+        topic.spilled = True
+        topic.behind = 0
+        topic.after, topic.tail = after, None
+        topic.cursor = None  # found when it is needed
+        self.spilled[topic] = None
+
+    def unload(self, topic: Topic) -> bool:
+        """Let the spool alone keep what waits of a topic; nothing of it may be in flight."""
+        if not topic.last or not topic.ids or not self.spool.flush():
+            return False
+        behind = topic.behind + len(topic.ids)
+        before = topic.acked
+        self.replace(topic, [], [])
+        self._spill(topic, before)
+        topic.behind = behind
+        return True
+
+    def block(self, topic: Topic, reason: str) -> None:
+        """See Outbox: in the spool it costs no memory."""
+        super().block(topic, reason)
+        if self.spool.ok and self.unload(topic):
+            self._judge(topic)
+            self._relax()
+
+    def _judge(self, topic: Topic) -> None:
+        topic.full = not self.spool.ok and (topic.size >= self.topic_bytes_max or self.held >= self.bytes_max // 4)
+
+    def _relax(self) -> None:
+        super()._relax()
+        if self.spool.full and not self.spool.make_room():
+            self.full = True
+        if not self.spool.ok and len(self.spool.pending) * ENTRY_COST * 4 > self.bytes_max:
+            self.full = True
+
+    def flush(self) -> None:
+        """Write what was added; what Redis has meanwhile need not wait for a disk that takes nothing."""
+        spool = self.spool
+        if not spool.flush():
+            spool.pending[:] = [
+                (topic, entry_id, body)
+                for topic, entry_id, body in spool.pending
+                if not topic.acked or order(entry_id) > order(topic.acked)
+            ]
+        if spool.full or self.full:
+            self._relax()
+
+    def begin(self, topic: Topic) -> None:
+        """See Outbox."""
+        if topic.spilled and topic.cursor is None and not topic.ids:
+            topic.after = topic.acked
+            position = self.spool.find(topic.name, topic.after)
+            if position is not None:
+                pending = sum(1 for one, _, _ in self.spool.pending if one is topic)
+                topic.behind = max(topic.behind, self.spool.count(topic.name, position) + pending)
+                topic.cursor = position
+
+    def refill(self) -> bool:
+        """See Outbox: one piece of the spool, for all topics that it can serve."""
+        spilled = self.spilled
+        if not spilled:
+            return False
+        needy = [t for t in spilled if t.last and not t.away and t.size < LOW_BYTES]
+        if not needy:
+            return False
+        self.flush()
+        for topic in needy:
+            if topic.cursor is None:
+                topic.cursor = self.spool.find(topic.name, topic.after)
+                if topic.cursor is None:
+                    self._caught_up(topic)
+        needy = [t for t in needy if t.spilled]
+        if not needy:
+            return bool(spilled)
+        start = min(t.cursor for t in needy if t.cursor is not None)
+        served = {
+            t.name: t
+            for t in spilled
+            if t.cursor is not None and t.cursor >= start and t.last and not t.away and t.size < 4 * LOW_BYTES
+        }
+        found, position, ended = self.spool.read(start, served)
+        for name, entry_id, body, after in found:
+            topic = served.get(name)  # type: ignore[assignment]
+            if topic is None or (topic.cursor is not None and topic.cursor >= after):
+                continue
+            if topic.size >= 4 * LOW_BYTES:
+                del served[name]  # it goes on where it stands
+                continue
+            topic.cursor = after
+            if topic.behind > 0:
+                topic.behind -= 1
+            if order(entry_id) > order(topic.after):
+                self._take(topic, entry_id, body)
+        for topic in served.values():
+            if topic.cursor is not None and topic.cursor < position:
+                topic.cursor = position
+            if ended:
+                self._caught_up(topic)
+        return True
+
+    def _take(self, topic: Topic, entry_id: str, body: bytes) -> None:
+        """Put an entry that was read back behind those in memory, and before it what is known to be missing."""
+        if not follows(topic.after, entry_id):
+            reason = "overflow" if topic.blocked else self.reason
+            made_id, made, status = gap(topic, topic.after, topic.tail, entry_id, body, reason, self.run)
+            if order(made_id) > order(topic.after):
+                self._append(topic, made_id, made)
+                self.hole(topic, status)
+        self._append(topic, entry_id, body)
+        topic.after, topic.tail = entry_id, body
+
+    def _append(self, topic: Topic, entry_id: str, body: bytes) -> None:
+        topic.ids.append(entry_id)
+        topic.data.append(body)
+        cost = len(body) + ENTRY_COST
+        topic.size += cost
+        self.size += cost
+
+    def _caught_up(self, topic: Topic) -> None:
+        """All of a topic is in memory again, but for what a full disk did not take."""
+        for one, entry_id, body in self.spool.pending:
+            if one is topic and order(entry_id) > order(topic.after):
+                self._take(topic, entry_id, body)
+        topic.spilled = False
+        topic.behind = 0
+        topic.cursor, topic.tail = None, None
+        self.spilled.pop(topic, None)
+        if not topic.ids:
+            self.waiting.pop(topic, None)
+        elif not topic.away:
+            self.waiting[topic] = None
+
+    # healing
+
+    def place(self, topics: Iterable[Topic]) -> Position | None:
+        """See Outbox."""
+        self.flush()
+        places = [self.spool.find(topic.name, topic.last) for topic in topics]
+        return min((place for place in places if place is not None), default=None)
+
+    def history(self, position: Position, names: Collection[str]) -> tuple[list[Past], Position, bool]:
+        """See Outbox."""
+        return self.spool.read(position, names)
+
+    @property
+    def reason(self) -> GapReason:
+        """See Outbox."""
+        return "spool_corrupt" if self.spool.damaged else "beyond_retention"
+
+    # an earlier run was ahead of the clock
+
+    def first(self, topic: Topic) -> str | None:
+        """See Outbox."""
+        if topic.ids or not topic.spilled or not topic.seq:
+            return topic.ids[0] if topic.ids else None
+        found = self._of_this_run(topic, topic.last_id or NOTHING)
+        return found[0].id if found else None
+
+    def restamp(self, topic: Topic, change: Callable[[str, bytes], tuple[str, bytes]]) -> int:
+        """See Outbox: with their new ids they go into the spool once more; the old ones lie below what Redis has."""
+        self.flush()
+        if topic.ids:
+            entries = list(zip(topic.ids, topic.data, strict=True))
+            after = topic.ids[-1] if topic.spilled else None
+        else:
+            entries, after = [], topic.last_id or NOTHING
+        if topic.spilled and after is not None:
+            entries += [(entry.id, entry.body) for entry in self._of_this_run(topic, after)]
+        self.replace(topic, [], [])
+        topic.spilled, topic.cursor, topic.behind = False, None, 0
+        self.spilled.pop(topic, None)
+        for entry_id, body in entries:
+            self.add(topic, *change(entry_id, body))
+        self.flush()
+        return len(entries)
+
+    def _of_this_run(self, topic: Topic, after: str) -> list[Past]:
+        """All entries of a topic above an id, from the spool."""
+        self.flush()
+        entries: list[Past] = []
+        position = self.spool.find(topic.name, after)
+        ended = position is None
+        while not ended and position is not None:
+            found, position, ended = self.spool.read(position, (topic.name,))
+            entries += [entry for entry in found if order(entry.id) > order(after)]
+        return entries
