@@ -25,12 +25,12 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     # helpers that speak of the contract (and are handed the table of providers, so that they know none of them)
     (
         "helpers over the contract",
-        named("config identity outbox routes intake normalizer lifecycle records replay difference"),
+        named("config identity outbox routes intake normalizer lifecycle records replay difference holes spooled"),
     ),
     ("providers", frozenset()),  # relay.providers.<name>, each for itself
     ("table of providers", named("providers")),
-    ("IO", named("clock embedded feed http journal log sink spool")),
-    ("whole", named("bridge vitals metrics overview simulator recording player")),
+    ("IO", named("client clock embedded feed http journal log sink spool")),
+    ("whole", named("bridge vitals metrics overview simulator recording player keeping")),
     ("cli", named("cli __main__")),
 )
 """Lowest first; a package stands for all that is in it."""
