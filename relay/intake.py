@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from relay import codec, model
+from relay.holes import number_after
 from relay.model import ACCOUNT_CHANNELS, CHANNEL_OF, Header, Status
 from relay.providers.base import Output, ProviderSpec, Seen, Shared, Subscription
 from relay.redaction import Redactor
@@ -247,10 +248,15 @@ class Intake:
         if limit is None:
             limit = spec.cadence_secs if spec and not spec.account else 0
         route.stale_ns = int(limit * 1e9)
+        if mode == CONTIGUOUS and route.scope == "global":
+            topic.contiguous = True
         if topic.seq == 0 and topic.last_id and channel not in ACCOUNT_CHANNELS:
             # an earlier run wrote here: what came between its last entry and now was missed
             route.lost, route.broken_ns = "relay_down", int(topic.last_id.split("-")[0]) * 1_000_000
             route.mode = SPECIAL
+            known = number_after(topic.before) if route.scope == "global" and mode else None
+            if known is not None and known[:2] == (source.name, message.raw_symbol):
+                route.next = known[2]  # so the gap says which numbers
         return route
 
     def _in_band(self, source: Source, route: Route, status: Status, now_ns: int) -> None:
