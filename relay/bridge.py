@@ -5,8 +5,6 @@ what Redis could not take, and the order of shutdown is feeds, outbox, sink, ser
 """
 
 import contextlib
-import json
-import os
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,6 +25,7 @@ from relay.providers.base import Frame, Planned, Provider, Reply, Request, Send,
 from relay.redaction import Redactor
 from relay.retry import Decision
 from relay.sink import Sink
+from relay.state_files import StateFiles
 from relay.topics import Topics
 from relay.vitals import Vitals
 
@@ -86,7 +85,7 @@ class Bridge:
         self.redis_url = ""
         self.providers: dict[str, ProviderState] = {}
         self.all_simulated = bool(config.providers) and all(p.options.simulate for p in config.providers.values())
-        self._states: dict[str, bytes] = {}
+        self._states = StateFiles(Path(config.state_dir) / "providers", event)
         self._stop = anyio.Event()
         self.stopping = False
         self.outbox = Outbox(config.outbox.bytes_max, config.outbox.topic_bytes_max)
@@ -185,7 +184,7 @@ class Bridge:
                 options = self._simulated(section)
             shared = section.spec.shared(options, getattr(options, "account", "") or "main")
             shared.book_snapshot_every = max(1, config.redis.stream_length_max // 2)
-            self._load_state(name, shared)
+            self._states.load(name, shared)
             self._learn_secrets(shared)
             source = self.intake.source(
                 name,
@@ -317,7 +316,7 @@ class Bridge:
                 self.recorder.watch(now)
             self.sink.notify()
             for name, state in self.providers.items():
-                self._save_state(name, state.shared)
+                self._states.save(name, state.shared)
 
     # -- the feeds' handler --------------------------------------------------------------------------------------
 
@@ -355,7 +354,7 @@ class Bridge:
         """A provider has taken an answer: a rotated token is on disk before the token that came with it is used."""
         shared = self.providers[feed.name].shared
         self._learn_secrets(shared)
-        self._save_state(feed.name, shared)
+        self._states.save(feed.name, shared)
 
     def _learn_secrets(self, shared: Shared) -> None:
         """Hide what a provider has got by now (fresh tokens), besides what the configuration holds."""
@@ -430,45 +429,6 @@ class Bridge:
 
     def _server_event(self, name: str, text: str) -> None:
         self.event("warning", f"bundled server {name}", why=text)
-
-    # -- state that outlives the process -------------------------------------------------------------------------
-
-    def _state_path(self, name: str) -> Path:
-        return Path(self.config.state_dir) / "providers" / f"{name}.json"
-
-    def _load_state(self, name: str, shared: Shared) -> None:
-        load = getattr(shared, "load_state", None)
-        if load is None:
-            return
-        try:
-            load(json.loads(self._state_path(name).read_bytes()))
-        except FileNotFoundError:
-            return
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            self.event("warning", "saved state not used", provider=name, path=str(self._state_path(name)), why=error)
-
-    def _save_state(self, name: str, shared: Shared) -> None:
-        """Write a provider's state (instrument list, rotated token) where it changed; mode 600, replaced whole."""
-        state = getattr(shared, "state", None)
-        if state is None or not getattr(shared, "changed", True):
-            return
-        body = msgspec.json.encode(state())
-        if body == self._states.get(name):
-            return
-        path = self._state_path(name)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            fresh = path.with_suffix(".new")
-            fresh.unlink(missing_ok=True)  # left by a crash: it would keep its own mode
-            with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
-                out.write(body)
-                out.flush()
-                os.fsync(out.fileno())
-            fresh.replace(path)
-        except OSError as error:
-            # told once a state: what it holds now would be lost with the process
-            self.event("error", "state cannot be saved", provider=name, path=str(path), why=error.strerror)
-        self._states[name] = body
 
 
 SINK_EVENTS: Mapping[str, tuple[str, str, model.StatusEvent | None]] = {

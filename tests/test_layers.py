@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     ),
     ("providers", frozenset()),  # relay.providers.<name>, each for itself
     ("table of providers", named("providers")),
-    ("IO", named("client clock embedded feed http journal log sink spool")),
+    ("IO", named("client clock embedded feed http journal log sink state_files spool")),
     ("whole", named("bridge vitals metrics overview simulator recording player keeping")),
     ("cli", named("cli __main__")),
 )
