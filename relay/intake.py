@@ -60,6 +60,8 @@ class Intake:
         self.names, self.outbox, self.run, self.merge = topics, outbox, run, merge
         self.sources: list[Source] = []
         self.owners: dict[str, tuple[str, str]] = {}  # topic -> the source (provider, venue) that feeds it
+        self.dormant: dict[str, tuple[int, str, str | None, int]] = {}
+        """Topics that nobody feeds any more: time of the last message, and whose number is expected next."""
         self._status = self.status_topic = outbox.topic(topics.status, "status", "")
         self._add = outbox.add
 
@@ -77,6 +79,26 @@ class Intake:
         source = Source(name, spec, shared, subscriptions, names=names or self.names, origin=origin)
         self.sources.append(source)
         return source
+
+    def resubscribed(self, source: Source, subscriptions: Iterable[Subscription]) -> None:
+        """Let a source subscribe to something else from now on."""
+        before = [route for route in source.routes.values() if route is not None]
+        source.resubscribed(subscriptions)
+        kept = {route.topic.name for route in source.routes.values() if route is not None}
+        for route in before:
+            name = route.topic.name
+            if name not in kept:
+                source.topics.discard(name)
+                self.owners.pop(name, None)
+                if route.last_ns:
+                    expected = route.next if route.plain_mode and route.scope == "global" else -1
+                    self.dormant[name] = (route.last_ns, source.name, route.raw_symbol, expected)
+        source.told_full = False
+
+    def leave(self, source: Source) -> None:
+        """Take a configured provider away; its topics are free for another one."""
+        self.resubscribed(source, ())
+        self.sources.remove(source)
 
     # -- the hot path --------------------------------------------------------------------------------------------
 
@@ -257,6 +279,12 @@ class Intake:
             known = number_after(topic.before) if route.scope == "global" and mode else None
             if known is not None and known[:2] == (source.name, message.raw_symbol):
                 route.next = known[2]  # so the gap says which numbers
+        left = self.dormant.pop(name, None)
+        if left is not None and channel not in ACCOUNT_CHANNELS:
+            # it was not subscribed for a while
+            route.lost, route.broken_ns, route.mode = "disconnect", left[0], SPECIAL
+            if left[1:3] == (source.name, message.raw_symbol) and route.scope == "global":
+                route.next = left[3]
         return route
 
     def _in_band(self, source: Source, route: Route, status: Status, now_ns: int) -> None:
