@@ -203,8 +203,9 @@ CASES: list[tuple[str, str, str]] = [
      "5:14: providers.beta.account: an account's label is 1 to 32 characters of [a-z0-9_-]"),
     ("one account twice",
      "providers:\n  beta: {api_key: '${K}', orders: true}\n  b2: {type: beta, api_key: x, orders: true}",
-     "3:32: providers.b2.orders: topic orders.main would carry two sources, beta main and b2 main; separate them by "
-     "`topics: {orders: 'orders.{provider}.{account}'}`, or say `merge: true`"),
+     "3:32: providers.b2.orders: topic orders.main would carry two accounts, of beta and b2, both labelled 'main'; "
+     "give one of them another label (`account: b2`), or separate them by "
+     "`topics: {orders: 'orders.{provider}.{account}'}`"),
     ("bounds", beta("quotes: ['X:A']\nratio: 0"), "5:12: providers.beta.ratio: must be above 0, not '0'"),
     ("long", beta("quotes: ['X:A']\nnote: abcde"), "5:11: providers.beta.note: must have at most 4 characters"),
     ("short", beta("quotes: ['X:A']\nnote: a"), "5:11: providers.beta.note: must have at least 2 characters"),

@@ -15,6 +15,7 @@ from relay.config.document import Node, joined
 from relay.config.planned import topics_of_provider
 from relay.config.structs import NAME_PATTERN, Config, ProviderConfig, Settings
 from relay.config.values import Reader, Section
+from relay.model import ACCOUNT_CHANNELS
 from relay.providers.base import Planned, ProviderSpec, Subscription, matches, secret_options
 from relay.symbols import is_symbol
 
@@ -302,14 +303,21 @@ def _check_sources(config: Config, reader: Reader) -> None:
         name, node, path = where[0]
         more = f" (and {len(where) - 1} more)" if len(where) > 1 else ""
         differ = "{provider}" if one[0] != other[0] else "{venue}"
-        if kind in ("orders", "positions", "balances", "account"):
+        if kind in ACCOUNT_CHANNELS:
             differ = "{provider}"
         default = config.topics.get(kind) or _default(kind)
         template = default.replace(kind, f"{kind}.{differ}", 1) if kind in default else f"{differ}.{default}"
-        text = (
-            f"topic {name}{more} would carry two sources, {_source(one)} and {_source(other)}; separate them by "
-            f"`topics: {{{kind}: '{template}'}}`, or say `merge: true`"
-        )
+        if kind in ACCOUNT_CHANNELS:
+            text = (
+                f"topic {name}{more} would carry two accounts, of {one[0]} and {other[0]}, both labelled {one[1]!r}; "
+                f"give one of them another label (`account: {other[0]}`), or separate them by "
+                f"`topics: {{{kind}: '{template}'}}`"
+            )
+        else:
+            text = (
+                f"topic {name}{more} would carry two sources, {_source(one)} and {_source(other)}; separate them by "
+                f"`topics: {{{kind}: '{template}'}}`, or say `merge: true`"
+            )
         reader.refuse(node, path, text)
 
 
