@@ -55,8 +55,12 @@ class Note(NamedTuple):
 class ProviderState:
     """One configured provider at run time: what `relay run` shows of it."""
 
-    def __init__(self, config: ProviderConfig, source: Source, shared: Shared) -> None:
-        self.config, self.source, self.shared = config, source, shared
+    def __init__(
+        self, config: ProviderConfig, options: Any, source: Source, shared: Shared, limits: SharedLimits
+    ) -> None:
+        """`options` are what its sessions get: those of the config, pointed at the simulator where it plays."""
+        self.config, self.options, self.source, self.shared, self.limits = config, options, source, shared, limits
+        self.plans: dict[str, Planned] = {planned.label: planned for planned in config.connections}
         self.feeds: list[Feed] = []
         self.live: dict[str, bool] = {}  # connection label -> a session is open and has carried data
         self.stopped: dict[str, str] = {}  # connection label -> why it will not be tried again
@@ -96,6 +100,7 @@ class Bridge:
         self._private: frozenset[Feed] = frozenset()
         self.vitals = Vitals(self.clock)
         self.http: HttpServer | None = None
+        self.start_feed: Callable[[Feed], None] = lambda feed: None  # until the first contact none is started
         self.sink: Sink
         self.intake: Intake
 
@@ -177,51 +182,61 @@ class Bridge:
         )
         self.sink.answered = self.vitals.answered
         self.intake = Intake(names, self.outbox, self.run, merge=config.merge, redactor=self.redactor)
-        for name, section in config.providers.items():
-            options = section.options
-            simulated = options.simulate
-            if simulated:
-                options = self._simulated(section)
-            shared = section.spec.shared(options, getattr(options, "account", "") or "main")
-            shared.book_snapshot_every = max(1, config.redis.stream_length_max // 2)
-            self._states.load(name, shared)
-            self._learn_secrets(shared)
-            source = self.intake.source(
-                name,
-                section.spec,
-                shared,
-                section.subscriptions,
-                origin="simulated" if simulated else None,
-                # simulated beside live ones: never under a live topic's name
-                names=Topics(config.name, config.topics, SIMULATED_PREFIX + prefix)
-                if simulated and not self.all_simulated
-                else None,
-            )
-            state = self.providers[name] = ProviderState(section, source, shared)
-            limits = SharedLimits(section.spec.limits)
-            for planned in section.connections:
-                state.feeds.append(self._feed(state, options, planned, limits))
+        for section in config.providers.values():
+            self.add_provider(section)
 
-    def _feed(self, state: ProviderState, options: Any, planned: Planned, limits: SharedLimits) -> Feed:
+    def add_provider(self, section: ProviderConfig) -> ProviderState:
+        """Take a configured provider in; its feeds are made, not started."""
+        config, name = self.config, section.name
+        options = self.options_of(section)
+        simulated = options.simulate
+        shared = section.spec.shared(options, getattr(options, "account", "") or "main")
+        shared.book_snapshot_every = max(1, config.redis.stream_length_max // 2)
+        self._states.load(name, shared)
+        self._learn_secrets(shared)
+        source = self.intake.source(
+            name,
+            section.spec,
+            shared,
+            section.subscriptions,
+            origin="simulated" if simulated else None,
+            # simulated beside live ones: never under a live topic's name
+            names=Topics(config.name, config.topics, SIMULATED_PREFIX + self.intake.names.prefix)
+            if simulated and not self.all_simulated
+            else None,
+        )
+        state = ProviderState(section, options, source, shared, SharedLimits(section.spec.limits))
+        self.providers[name] = state
+        for label in state.plans:
+            self.add_feed(state, label)
+        return state
+
+    def add_feed(self, state: ProviderState, label: str) -> Feed:
+        """Make the feed of one planned connection; it is not started."""
         spec, shared = state.config.spec, state.shared
 
         def make() -> Provider:
+            subscriptions = state.plans[label].subscriptions  # those of now: a reload may have changed them
             if self.recorder is not None:
-                self.recorder.made(state.config.name, planned.label, planned.subscriptions, self.clock())
-            return spec.session(options, planned.subscriptions, shared)
+                self.recorder.made(state.config.name, label, subscriptions, self.clock())
+            return spec.session(state.options, subscriptions, shared)
 
-        return Feed(
+        feed = Feed(
             name=state.config.name,
-            label=planned.label,
+            label=label,
             spec=spec,
             make=make,
             clock=self.clock,
             handler=self,
-            limits=limits,
+            limits=state.limits,
         )
+        state.feeds.append(feed)
+        return feed
 
-    def _simulated(self, section: ProviderConfig) -> Any:
-        """Point a provider's options at the simulator."""
+    def options_of(self, section: ProviderConfig) -> Any:
+        """Give the options of a provider's sessions: pointed at the simulator where it plays."""
+        if not section.options.simulate:
+            return section.options
         kind = section.spec.name
         changes = {"url": self.simulator.url(kind)}
         if "rest_url" in section.spec.options.__struct_fields__:
@@ -265,9 +280,10 @@ class Bridge:
         await self.sink.ready.wait()
         if self.config.journal.dir:
             self._record(tasks)
+        self.start_feed = lambda feed: tasks.start_soon(feed.run)
         for state in self.providers.values():
             for feed in state.feeds:
-                tasks.start_soon(feed.run)
+                self.start_feed(feed)
 
     def _record(self, tasks: Any) -> None:
         """Begin to record: now, because from here on every record can be replayed."""
