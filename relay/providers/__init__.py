@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from relay.providers import aries, coinapi, coinbase, etoro, kraken, tickatlas
+from relay.providers import aries, binance, coinapi, coinbase, etoro, kraken, tickatlas
 from relay.providers.base import ProviderSpec
 
 _SPECS: tuple[ProviderSpec, ...] = (
@@ -12,6 +12,7 @@ _SPECS: tuple[ProviderSpec, ...] = (
     etoro.SPEC,
     coinbase.SPEC,
     kraken.SPEC,
+    binance.SPEC,
 )
 
 PROVIDERS: Mapping[str, ProviderSpec] = {spec.name: spec for spec in _SPECS}

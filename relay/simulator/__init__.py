@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from relay.simulator import aries, coinapi, coinbase, etoro, kraken, tickatlas
+from relay.simulator import aries, binance, coinapi, coinbase, etoro, kraken, tickatlas
 from relay.simulator.base import SideSpec
 
 SIDES: Mapping[str, SideSpec] = {
@@ -12,5 +12,6 @@ SIDES: Mapping[str, SideSpec] = {
     "etoro": etoro.SIDE,
     "coinbase": coinbase.SIDE,
     "kraken": kraken.SIDE,
+    "binance": binance.SIDE,
 }
 """Provider type to its side."""
