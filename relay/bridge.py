@@ -100,6 +100,7 @@ class Bridge:
         self._private: frozenset[Feed] = frozenset()
         self.vitals = Vitals(self.clock)
         self.http: HttpServer | None = None
+        self.reloading = anyio.Lock()
         self.start_feed: Callable[[Feed], None] = lambda feed: None  # until the first contact none is started
         self.sink: Sink
         self.intake: Intake

@@ -30,7 +30,7 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     ("providers", frozenset()),  # relay.providers.<name>, each for itself
     ("table of providers", named("providers")),
     ("IO", named("client clock embedded feed http journal log sink state_files spool")),
-    ("whole", named("bridge vitals metrics overview simulator recording player keeping")),
+    ("whole", named("bridge vitals metrics overview reload simulator recording player keeping")),
     ("cli", named("cli __main__")),
 )
 """Lowest first; a package stands for all that is in it."""
