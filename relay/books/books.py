@@ -13,8 +13,9 @@ from relay.errors import SequenceGap
 from relay.model import BookDelta, BookSnapshot, Header, Level, Quote, Status
 
 SECOND = 1_000_000_000
-RESYNC_PAUSE_NS = 2 * SECOND
-"""Least time between two requests for one book; it doubles with each one that did not help, up to the cap."""
+RESYNC_PAUSE_NS = 3 * SECOND // 2
+"""Least time between two requests for one book, so that a second doubt in a row is healed within two seconds, too; it
+doubles with each request that did not help, up to the cap."""
 RESYNC_CAP_NS = 60 * SECOND
 RESYNC_TRIES_MAX = 6
 """Requests in a row (about a minute) that did not give a lasting book; then only a new session can help."""
