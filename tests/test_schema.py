@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from jsonschema import Draft202012Validator
 
-from relay import codec, model, schema
+from relay import asyncapi, codec, model, schema, typescript
 from relay.cli.schema import command
 from relay.model import MESSAGES, Header
 
@@ -54,7 +54,8 @@ def wire(message: Header) -> dict[str, Any]:
 def test_shipped_schemas_are_up_to_date() -> None:
     """Write them anew with: relay schema schemas"""
     wanted = {f"{name}.json": schema.text(document) for name, document in schema.documents().items()}
-    assert {path.name: path.read_text(encoding="utf-8") for path in SCHEMAS.glob("*.json")} == wanted
+    wanted |= {"asyncapi.json": schema.text(asyncapi.document()), "relay.d.ts": typescript.text()}
+    assert {path.name: path.read_text(encoding="utf-8") for path in SCHEMAS.iterdir()} == wanted
 
 
 def test_samples_show_every_message() -> None:
@@ -121,7 +122,7 @@ def test_command_writes_checks_and_prints(tmp_path: Path) -> None:
     folder, runner = tmp_path / "made" / "schemas", CliRunner()
     assert runner.invoke(command, ["--check", str(folder)]).exit_code == 1
     written = runner.invoke(command, [str(folder)])
-    assert (written.exit_code, written.output) == (0, f"{len(MESSAGES)} schemas written to {folder}\n")
+    assert (written.exit_code, written.output) == (0, f"{len(MESSAGES) + 2} files written to {folder}\n")
     assert runner.invoke(command, ["--check", str(folder)]).exit_code == 0
     (folder / "quote.json").write_text("{}")
     checked = runner.invoke(command, ["--check", str(folder)])

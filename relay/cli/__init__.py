@@ -6,7 +6,7 @@ SUMMARIES = {
     "normalize": "Turn raw frames of a provider into messages, without Redis.",
     "replay": "Play recordings again, through today's code.",
     "run": "Run the relay.",
-    "schema": "Write the JSON Schema of every message.",
+    "schema": "Write JSON Schema, AsyncAPI and TypeScript of every message and topic.",
     "sim": "Play a provider's own side of the wire on loopback.",
     "tail": "Follow topics and print their messages.",
 }
