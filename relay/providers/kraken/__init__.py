@@ -31,7 +31,7 @@ SPEC = ProviderSpec(
     },
     rule=to_symbol,
     shared=KrakenShared,
-    policy=Policy(first_secs=1.0, cap_secs=60.0),
+    policy=Policy(first_secs=1.0, cap_secs=60.0, slow_secs=600.0),
     limits=Limits(connects=(150, 600.0)),
 )
 

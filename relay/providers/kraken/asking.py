@@ -52,7 +52,8 @@ class Asking:
         """Want more, and ask for it. Quotes that come from books need nothing of their own."""
         new: list[Key] = []
         for sub in subscriptions:
-            if sub.channel == "quotes" and sub.param == FROM_BOOK:
+            # quotes that come of a book need nothing; for everything (frames without a configuration) one cannot ask
+            if sub.raw == "*" or (sub.channel == "quotes" and sub.param == FROM_BOOK):
                 continue
             key = Key(WIRE[sub.channel], sub.raw, sub.param)
             self._leaving.pop(key, None)

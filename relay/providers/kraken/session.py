@@ -24,7 +24,7 @@ from relay.providers.base import (
 from relay.providers.kraken.asking import Asking, Key, pause
 from relay.providers.kraken.bars import Bars
 from relay.providers.kraken.checksum import CHECKED_LEVELS, crc32
-from relay.providers.kraken.options import KrakenOptions, KrakenShared, to_symbol
+from relay.providers.kraken.options import DEPTHS, KrakenOptions, KrakenShared, to_symbol
 from relay.providers.kraken.wire import (
     ONE,
     BarData,
@@ -67,12 +67,21 @@ class Session(BaseProvider):
         self._asking = Asking(shared, self._symbols)
         self._books = order_books(options, shared, self._symbols, RULES)
         self._depths: dict[str, str] = {}  # symbol -> depth, as asked for
+        self._everything = any(sub.raw == "*" for sub in subscriptions)  # frames without a configuration
         self._bars = Bars(self._symbols, shared.closed)
         self._active: dict[str, bool] = {}
         self._system = "online"
 
     def connect(self) -> Connect:
-        return Connect(url=self.options.url or URL, silence_secs=SILENCE_SECS, frame_bytes_max=FRAME_BYTES_MAX)
+        return Connect(
+            url=self.options.url or URL,
+            silence_secs=SILENCE_SECS,
+            frame_bytes_max=FRAME_BYTES_MAX,
+            refused_upgrade={
+                403: ("slow", "Kraken's front refuses this address for a while"),
+                429: ("slow", "too many connections from this address"),
+            },
+        )
 
     def opened(self, now_ns: int) -> Sequence[Output]:
         self._want(self.subscriptions, now_ns)
@@ -84,7 +93,7 @@ class Session(BaseProvider):
 
     def _want(self, subscriptions: Sequence[Subscription], now_ns: int) -> None:
         for sub in subscriptions:
-            if sub.channel == "books" and sub.raw not in self._books:
+            if sub.channel == "books" and sub.raw != "*" and sub.raw not in self._books:
                 self._depths[sub.raw] = sub.param
                 self._books.want(sub.raw, now_ns, depth=int(sub.param))
         self._asking.add(subscriptions, now_ns)
@@ -170,6 +179,8 @@ class Session(BaseProvider):
                 return (reject("bad_field", "`success` is neither true nor false", data),)
             out, refused = self._asking.answered(wire)
             self._refused(refused)
+            if self._everything and isinstance(wire.result, dict) and wire.result.get("channel") == "book":
+                self._depths[str(wire.result.get("symbol"))] = str(wire.result.get("depth"))
             return out
         if method == "pong":
             return ()
@@ -283,10 +294,23 @@ class Session(BaseProvider):
                 continue
             at = self._time(row.timestamp, raw, frame, out)
             if whole:
+                if self._everything:
+                    self._any(row, now_ns)
                 out += books.snapshot(raw, bids, asks, now_ns, checksum=row.checksum, ts_event=at)
             else:
                 out += books.delta(raw, bids, asks, now_ns, checksum=row.checksum, ts_event=at)
         return out
+
+    def _any(self, row: BookData, now_ns: int) -> None:
+        """Keep a book that nobody listed, at the depth of its answer; without one, at the least that holds it."""
+        if len(self._depths) > self.options.topics_max:
+            return
+        rows = max(len(row.bids), len(row.asks))
+        depth = self._depths.get(row.symbol, "")
+        if depth not in DEPTHS:
+            depth = next((one for one in DEPTHS if int(one) >= rows), DEPTHS[-1])
+        self._depths[row.symbol] = depth
+        self._books.want(row.symbol, now_ns, depth=int(depth))
 
     # -- quotes and trades ---------------------------------------------------------------------------------------
 
@@ -389,13 +413,14 @@ class Session(BaseProvider):
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             return (reject("bad_field", f"instrument: {error}", frame.data),)
         wanted = {key.raw for key in self._asking.wanted if key.channel == "instrument"}
+        everything = self._everything
         for part in parts:
             try:
                 row: PairData = pair_of(part)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 out.append(reject("bad_field", f"instrument: {error}", bytes(part)))
                 continue
-            if row.symbol in wanted:
+            if everything or row.symbol in wanted:
                 out += self._pair(row, bytes(part))
         return out
 
