@@ -92,7 +92,7 @@ class Difference:
             else:
                 report.changed += 1
                 fields.pop("seq", None)
-                report.fields.update(fields)
+                report.fields.update(fields.keys())
                 report._example("changed", old_id, fields)
         for rest in others.values():
             for entry_id, message in rest:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TextIO
 
 if TYPE_CHECKING:
     from relay.config import Config
+    from relay.providers.base import ProviderSpec
 
 
 def fail(text: str, code: int = 1) -> NoReturn:
@@ -35,6 +36,14 @@ def read_config(path: str) -> "Config":
         count = len(error.problems)
         print(f"relay: {count} error{'s' if count > 1 else ''} in {path}", file=sys.stderr)
         raise SystemExit(ConfigError.exit_code) from None
+
+
+def plain_options(spec: "ProviderSpec") -> Any:
+    """Give options for frames that are here already: no key is needed for them, whatever the provider wants of one."""
+    from relay.providers.base import secret_options
+
+    keys: dict[str, Any] = {name: "unused" for name in secret_options(spec.options) if name.endswith("key")}
+    return spec.options(simulate=True, **keys)
 
 
 class InputFrame(NamedTuple):

@@ -29,7 +29,7 @@ def command(provider: str, file: str, config: str | None, topics: bool) -> None:
     `scenario` or `endpoint` starts a new session, as does a session that ended, which is printed as such. Without
     -c every symbol counts as subscribed.
     """
-    from relay.cli._common import fail, frames_input, usage_near
+    from relay.cli._common import fail, frames_input, plain_options, usage_near
     from relay.normalizer import Normalizer
     from relay.providers import PROVIDERS
 
@@ -45,7 +45,7 @@ def command(provider: str, file: str, config: str | None, topics: bool) -> None:
         if provider not in PROVIDERS:
             raise click.UsageError(usage_near("provider", provider, PROVIDERS))
         spec = PROVIDERS[provider]
-        normalizer = Normalizer(spec, spec.options(), None, name=provider)
+        normalizer = Normalizer(spec, plain_options(spec), None, name=provider)
     try:
         source: TextIO = sys.stdin if file == "-" else open(file, encoding="utf-8", errors="surrogateescape")
     except OSError as error:

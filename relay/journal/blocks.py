@@ -94,7 +94,9 @@ def read_blocks(file: BinaryIO, *, lines: bool = True) -> Iterator[Block | Damag
         if found is None:
             end = _next(file, position + 1, size)
             why = "no marker of a block" if len(head) == MARKER_BYTES else "a torn marker"
-            yield _lost(file, position, end, size, number, why)
+            lost = _lost(file, position, end, size, number, why)
+            yield lost
+            number += lost.blocks
             position = end
             continue
         mine, packed, raw, records, crc, first_ns, last_ns = found

@@ -1,12 +1,14 @@
-"""Frames files as a source: recorded frames are served where the simulator would make some up.
+"""Frames files and journals as a source: recorded frames are served where the simulator would make some up.
 
 A frames file is JSON lines with `dir`, `frame` and, where known, `opcode` (`binary`), `t` (seconds) and labels of any
-name (`src`, `conn`, `scenario`). Only `dir: in` is served. Login and acknowledgements come from the provider's side,
+name (`src`, `conn`, `scenario`). Only `dir: in` is served; of a journal, the frames of providers of that type, with the
+labels `conn` (`coinapi/1`), `provider` and `run`. Login and acknowledgements come from the provider's side,
 because the recorded ones answer another client's requests: frames that `Controls.answer` takes are left out of the
 recording, and everything else that the side would send is withheld while the recording plays.
 """
 
 import json
+import logging
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
+from relay import records
 from relay.errors import JournalError
+from relay.journal import Run, is_journal, read_records, runs_of
 from relay.simulator.base import Answer, Step
 
 GAP_SECS_MAX = 5.0
@@ -22,6 +26,7 @@ GAP_SECS_MAX = 5.0
 SETTLE_SECS = 0.05
 """How long the client must have sent nothing before the recording starts: several subscribe messages come in a row."""
 _REST_NOTE = "rec: REST"
+_log = logging.getLogger("relay.simulator")
 
 
 Test = Callable[[Any], bool]
@@ -87,7 +92,7 @@ UNLISTED = Controls(never, lambda frame: True)
 
 @dataclass(frozen=True)
 class Playback:
-    """One frames file and how to play it, from its first frame to each connection that has subscribed.
+    """One frames file or journal and how to play it, from its first frame to each connection that has subscribed.
 
     `speed`: recorded spacing divided by this; 0: as fast as the client reads. `rate`: frames a second in place of the
     recorded spacing; 0: not used. `where`: labels that a line must have (`{"src": "rec"}`). `loop`: begin again at the
@@ -116,7 +121,8 @@ class Playback:
         offsets: list[float] = []
         rest: dict[str, bytes] = {}
         at, last, timed = 0.0, None, False
-        for number, line in self._lines():
+        journal = is_journal(Path(self.path))
+        for number, line in self._journal(provider) if journal else self._lines():
             if line.get("dir", "in") != "in" or any(str(line.get(k)) != v for k, v in self.where.items()):
                 continue
             text = line.get("frame")
@@ -146,6 +152,18 @@ class Playback:
         round_secs = offsets[-1] + (offsets[-1] / len(frames)) if offsets else 0.0
         return Recording(frames, offsets, round_secs, rest, controls, self.loop)
 
+    def _journal(self, provider: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The frames of a journal as lines of a frames file; what is damaged is logged and left out."""
+
+        def tell(path: Path, text: str) -> None:
+            _log.warning("recording damaged file=%s what=%s", path, text)
+
+        number = 0
+        for run in runs_of([Path(self.path)], tell):
+            for line in _recorded(run, provider, tell):
+                number += 1
+                yield number, {**line, "run": str(run.run)}
+
     def _lines(self) -> Iterator[tuple[int, dict[str, Any]]]:
         try:
             with open(self.path, encoding="utf-8") as file:
@@ -161,6 +179,36 @@ class Playback:
                     yield number, line
         except (OSError, UnicodeDecodeError) as error:
             raise JournalError(f"{self.path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _recorded(run: Run, provider: str, tell: Callable[[Path, str], None]) -> Iterator[dict[str, Any]]:
+    names = {n for file in run.files for n, section in file.header.providers.items() if section.type == provider}
+    asked: dict[tuple[str, str], str] = {}
+    for file in run.files:
+        for record in read_records(file.path, tell):
+            name = record.conn.partition("/")[0]
+            if name not in names:
+                continue
+            if record.do == "in":
+                frame = records.frame_of(record, 0)
+                t = records.ns_of(record) / 1e9
+                line: dict[str, Any] = {"conn": record.conn, "provider": name, "t": t}
+                if frame.binary:
+                    yield {**line, "opcode": "binary", "frame": frame.data.decode("latin-1")}
+                else:
+                    yield {**line, "frame": frame.data.decode("utf-8", "replace")}
+            elif record.do == "out":
+                sent = records.data_of(record, dict)
+                if "tag" in sent:
+                    parts = urlsplit(sent["url"])
+                    # recorded against a simulator: the server takes the provider's segment off
+                    path = parts.path.removeprefix(f"/{provider}")
+                    asked[record.conn, sent["tag"]] = f"{path}?{parts.query}" if parts.query else path
+            elif record.do == "reply":
+                reply = records.reply_of(record)
+                found = asked.get((record.conn, reply.tag))
+                if found is not None and reply.status == 200:
+                    yield {"note": f"{_REST_NOTE} {found}", "frame": reply.body.decode("utf-8", "replace")}
 
 
 def decoded(data: str | bytes) -> Any:
