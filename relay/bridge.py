@@ -19,6 +19,7 @@ from relay.embedded import EmbeddedServer
 from relay.errors import RelayError, SessionError
 from relay.feed import Feed, SharedLimits
 from relay.intake import Intake, Source
+from relay.keeping import Keeping
 from relay.model import Status
 from relay.outbox import Outbox
 from relay.providers.base import Frame, Planned, Provider, Reply, Request, Send, Shared, Subscription
@@ -134,6 +135,7 @@ class Bridge:
                 )
                 await stack.enter_async_context(self.simulator)
             self._build(embedded)
+            stack.callback(self.keeping.close)
             yield self
 
     def _leave(self, stack: contextlib.AsyncExitStack, name: str, url: str) -> None:
@@ -170,6 +172,9 @@ class Bridge:
         if self.all_simulated and not embedded:
             prefix = SIMULATED_PREFIX + prefix
         names = Topics(config.name, config.topics, prefix)
+        self.keeping = Keeping(config, self.clock, prefix, self.event, self.sink_event)
+        self.run = self.clock() // 1_000_000
+        self.outbox = self.keeping.outbox
         self.sink = Sink(
             url=self.redis_url,
             settings=config.redis,
@@ -178,7 +183,7 @@ class Bridge:
             prefix=prefix,
             run=self.run,
             raise_floor=self.clock.raise_floor,
-            on_event=self._sink_event,
+            on_event=self.sink_event,
             takeover=self.takeover,
         )
         self.sink.answered = self.vitals.answered
@@ -252,6 +257,7 @@ class Bridge:
                 if self.server is not None:
                     tasks.start_soon(self.server.run, self._server_event)
                 tasks.start_soon(self._watch)
+                tasks.start_soon(self.keeping.run)
                 tasks.start_soon(self.vitals.pulse)
                 if self.http is not None:
                     tasks.start_soon(self.http.run)
@@ -263,9 +269,8 @@ class Bridge:
                 if self.recorder is not None:
                     await self.recorder.close()
                 left = await self.sink.drain(DRAIN_SECS)
-                if left:
-                    self.event("error", "stopped with messages that Redis could not take", entries=left)
                 await self.sink.stop()
+                self.keeping.left(left)
                 tasks.cancel_scope.cancel()
         except BaseExceptionGroup as group:
             known = group.subgroup(RelayError)
@@ -277,8 +282,8 @@ class Bridge:
         await self.sink.run()
 
     async def _feeds(self, tasks: Any) -> None:
-        """Feeds start with the first contact: only then is it known which numbers and times are free."""
-        await self.sink.ready.wait()
+        """Feeds start when it is known which numbers and times are free: the spool knows, or Redis."""
+        await self.keeping.contact(self.sink)
         if self.config.journal.dir:
             self._record(tasks)
         self.start_feed = lambda feed: tasks.start_soon(feed.run)
@@ -312,7 +317,7 @@ class Bridge:
                 for state in self.providers.values():
                     for feed in state.feeds:
                         closing.start_soon(feed.stop)
-        if self.sink.ready.is_set():
+        if self.sink.ready.is_set() or self.keeping.spool is not None:
             now = self.clock()
             if self.recorder is not None:
                 self.recorder.stopped(now)
@@ -325,10 +330,10 @@ class Bridge:
 
     async def _watch(self) -> None:
         """Once a second: staleness, provider state on disk."""
-        await self.sink.ready.wait()
         while True:
             await anyio.sleep(WATCH_SECS)
             now = self.clock()
+            self.keeping.watch()
             if self.intake.watch(now) and self.recorder is not None:
                 self.recorder.watch(now)
             self.sink.notify()
@@ -354,7 +359,8 @@ class Bridge:
             self.recorder.outputs(feed, outputs)
 
     def batch_end(self, feed: Feed) -> None:
-        """Nothing more waits in the socket: let the sink write."""
+        """Nothing more waits in the socket: what came is accepted once the spool has it; let the sink write."""
+        self.outbox.flush()
         self.sink.notify()
         if self.recorder is not None:
             self.recorder.turn()
@@ -426,7 +432,10 @@ class Bridge:
 
     # -- what the sink and the server say ------------------------------------------------------------------------
 
-    def _sink_event(self, name: str, fields: Mapping[str, Any]) -> None:
+    def sink_event(self, name: str, fields: Mapping[str, Any]) -> None:
+        if name == "hole":
+            self._status(msgspec.structs.replace(fields["status"]))  # in band the sink has put it already
+            return
         level, text, status = SINK_EVENTS.get(name, ("warning", name.replace("_", " "), None))
         self.event(level, text, **{"why" if key == "text" else key: value for key, value in fields.items()})
         if status is not None and not self.stopping:
@@ -462,10 +471,16 @@ SINK_EVENTS: Mapping[str, tuple[str, str, model.StatusEvent | None]] = {
     "topics_taken": ("warning", "topics were taken from their former owner", "notice"),
     "foreign_entries": ("error", "somebody else has written to this topic, it is stopped", "degraded"),
     "redis_lost": ("error", "Redis came back with less than it had taken", "degraded"),
+    "healed": ("info", "Redis has again what it had lost", "recovered"),
     "stream_gone": ("warning", "a stream was deleted, it goes on with what is new", "degraded"),
     "restamped": ("warning", "the clock was behind the last run's: waiting entries got later times", None),
     "oom_trimmed": ("warning", "Redis is out of memory: our oldest entries were trimmed", "degraded"),
     "streams_trimmed": ("info", "oldest entries trimmed to the configured size", None),
+    "spool_degraded": ("error", "the disk takes no spool: a crash can lose what Redis has not confirmed", "degraded"),
+    "spool_recovered": ("info", "the spool is written again", "recovered"),
+    "spool_full": ("warning", "the spool is full of what Redis lacks: sockets wait", "degraded"),
+    "spool_damaged": ("error", "records of the spool are damaged", "degraded"),
+    "spool_elsewhere": ("info", "there are spools for another Redis here, which are not sent to this one", None),
     "unpublished": ("warning", "stored, but not published: Redis refuses PUBLISH", "degraded"),
     "stopped": ("debug", "sink stopped", None),
 }

@@ -96,7 +96,11 @@ class SinkError(RelayError):
 
 
 class SpoolError(RelayError):
-    """The spool cannot be used: another process has it, or a newer relay wrote it."""
+    """The spool must not be used: another process has it, or a newer relay wrote it."""
+
+
+class SpoolUnusable(SpoolError):
+    """The disk lets no spool be."""
 
 
 class JournalError(RelayError):

@@ -23,12 +23,13 @@ class Entry(NamedTuple):
 
 
 class _Topic:
-    __slots__ = ("full", "kind", "last_id", "name", "seq")
+    __slots__ = ("before", "contiguous", "full", "kind", "last_id", "name", "seq")
 
     def __init__(self, name: str, kind: str) -> None:
         self.name, self.kind = name, kind
         self.seq = 0
-        self.full = False
+        self.full = self.contiguous = False
+        self.before: bytes | None = None
         self.last_id: str | None = None
 
 

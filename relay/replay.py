@@ -27,12 +27,15 @@ FAULTS_MAX = 20
 class ReplayTopic:
     """A topic of the recorded relay, by its live name. `target` and `wanted` belong to whoever takes the messages."""
 
-    __slots__ = ("full", "kind", "last_id", "name", "provider", "relay", "seq", "target", "wanted")
+    __slots__ = (
+        "before", "contiguous", "full", "kind", "last_id", "name", "provider", "relay", "seq", "target", "wanted",
+    )  # fmt: skip
 
     def __init__(self, relay: str, name: str, kind: str, provider: str, last_id: str | None = None) -> None:
         self.relay, self.name, self.kind, self.provider, self.last_id = relay, name, kind, provider, last_id
         self.seq = 0
-        self.full = False
+        self.full = self.contiguous = False
+        self.before: bytes | None = None
         self.target: Any = None
         self.wanted: bool | None = None
 
@@ -202,7 +205,7 @@ class Replay:
             case "subscriptions":
                 changed = records.data_of(record, Changed)
                 if changed.provider in self._sources:
-                    self._sources[changed.provider].resubscribed(changed.subscriptions or ())
+                    self.intake.resubscribed(self._sources[changed.provider], changed.subscriptions or ())
             case "made":
                 self._made(record)
             case "opened" | "tick" | "reply" | "subscribe" | "unsubscribe" | "closing" | "closed":

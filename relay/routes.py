@@ -20,6 +20,8 @@ class TopicLike(Protocol):
     seq: int
     full: bool
     last_id: str | None
+    before: bytes | None
+    contiguous: bool
 
 
 class Counts:

@@ -83,6 +83,30 @@ class JournalConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     ] = False
 
 
+class SpoolConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Accepted messages on disk: they survive a crash, wait there for Redis, and heal it when it has lost entries."""
+
+    enabled: Annotated[
+        bool, Meta(description="Keep a spool. Where its folder cannot be written the relay says so and runs without.")
+    ] = True
+    dir: Annotated[
+        str, Meta(description="Its folder; empty: `spool` under `state_dir`. Each Redis has its own in it.")
+    ] = ""
+    segment_bytes: Annotated[int, Meta(ge=4096, description="Size at which the next file is begun.")] = 32 * 1024 * 1024
+    retention_secs: Annotated[
+        float, Meta(ge=0, description="How long messages are kept after Redis has confirmed them, to heal it.")
+    ] = 600.0
+    bytes_max: Annotated[
+        int, Meta(ge=65_536, description="Disk that it may take; what Redis lacks is never removed for room.")
+    ] = 2 * 1024 * 1024 * 1024
+    fsync: Annotated[
+        Literal["never", "interval", "always"],
+        Meta(
+            description="What a power cut may take: `interval`: 0.1 s, `always`: nothing; a crash takes nothing ever."
+        ),
+    ] = "interval"
+
+
 class LogConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The log on standard error."""
 
@@ -134,6 +158,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     state_dir: Annotated[str, Meta(description="Folder of what the relay keeps between runs.")] = ".relay"
     outbox: OutboxConfig = OutboxConfig()
     journal: JournalConfig = JournalConfig()
+    spool: SpoolConfig = SpoolConfig()
     log: LogConfig = LogConfig()
     http: HttpConfig = HttpConfig()
     simulator: SimulatorConfig = SimulatorConfig()

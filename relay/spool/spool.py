@@ -19,7 +19,7 @@ from zlib import crc32
 import anyio
 import anyio.to_thread
 
-from relay.errors import SpoolError
+from relay.errors import SpoolError, SpoolUnusable
 from relay.outbox import Past, Position, order
 from relay.spool.layout import ENTRY, HEAD, MARK, SEED, VERSION, About, entry, file_head, marks, topic
 from relay.spool.segment import SUFFIX, Found, Newer, Segment
@@ -98,13 +98,14 @@ class Spool:
     def open(self) -> Found:
         """Take the folder and read what earlier runs have left.
 
-        Raises: SpoolError where another process uses it, a newer relay wrote it, or the folder cannot be used.
+        Raises: SpoolUnusable where the disk does not let us, SpoolError where another process uses it, or a newer relay
+        wrote it.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise SpoolError(f"no spool in {self.folder}: {error.strerror}") from error
+            raise SpoolUnusable(f"no spool in {self.folder}: {error.strerror}") from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -114,7 +115,7 @@ class Spool:
             return self._load()
         except OSError as error:
             self._unlock()
-            raise SpoolError(f"the spool {self.folder} cannot be read: {error.strerror}") from error
+            raise SpoolUnusable(f"the spool {self.folder} cannot be read: {error.strerror}") from error
         except Newer as error:
             self._unlock()
             text = f"{error}: start the newer relay, or move {self.folder} away (what Redis lacks is then not sent)"
@@ -272,6 +273,11 @@ class Spool:
             finally:
                 for fd in retired:
                     os.close(fd)
+
+    @property
+    def newest_ms(self) -> int:
+        """Time of the newest entry."""
+        return max((segment.newest_ms for segment in self._segments), default=0)
 
     # -- keeping -------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,155 @@
+"""The spool's place in the bridge: opens it, hands back what earlier runs have left, keeps it and memory in bounds."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import anyio
+
+from relay.clock import Clock
+from relay.config import Config
+from relay.config.planned import data_dir_of
+from relay.errors import SpoolUnusable
+from relay.model import Status
+from relay.outbox import Outbox, Topic
+from relay.sink import Sink
+from relay.spool import Found, Spool
+from relay.spooled import SpooledOutbox
+
+RECENT_MS = 60_000
+"""A run that ended so recently was ours: feeds start before Redis has said that nobody else has the name."""
+CONTACT_SECS = 3.0
+"""Else feeds wait so long for a Redis that is reachable: a relay of the same name may be running."""
+DAMAGED_SECS = 10.0
+"""After damage in the spool only Redis knows where its streams end."""
+
+
+class Keeping:
+    """The spool of one relay, or none."""
+
+    def __init__(
+        self,
+        config: Config,
+        clock: Clock,
+        prefix: str,
+        event: Callable[..., None],
+        told: Callable[[str, dict[str, Any]], None],
+    ) -> None:
+        """`event`: the log. `told(kind, fields)`: what the spool tells, once there is an intake."""
+        self._clock, self._log, self._told = clock, event, told
+        self.spool: Spool | None = None
+        self.found = Found()
+        self.newest_ms = 0
+        self.early: list[tuple[str, dict[str, Any]]] = []
+        """What there was to tell before there was an intake."""
+        self._built = False
+        self._sink: Sink | None = None
+        outbox = config.outbox
+        if not config.spool.enabled:
+            self.outbox = Outbox(outbox.bytes_max, outbox.topic_bytes_max)
+            return
+        settings = config.spool
+        where = f"embedded {Path(data_dir_of(config)).resolve()}" if config.redis.url == "embedded" else _where(config)
+        mark = hashlib.sha256(f"{where}\n{prefix}\n{config.name}".encode()).hexdigest()[:8]
+        folder = Path(settings.dir or Path(config.state_dir) / "spool") / f"{config.name}-{mark}"
+        spool = Spool(
+            folder,
+            segment_bytes=settings.segment_bytes,
+            retention_secs=settings.retention_secs,
+            bytes_max=settings.bytes_max,
+            fsync=settings.fsync,
+            on_event=self._event,
+            target={"redis": where, "prefix": prefix, "relay": config.name},
+        )
+        try:
+            self.found = spool.open()
+        except SpoolUnusable as error:
+            event("warning", "no spool: a crash can lose what Redis has not confirmed", why=str(error))
+            self.outbox = Outbox(outbox.bytes_max, outbox.topic_bytes_max)
+            return
+        self.spool = spool
+        self.newest_ms = spool.newest_ms
+        if self.newest_ms:
+            clock.raise_floor(self.newest_ms + 1)
+        run = clock() // 1_000_000
+        self.outbox = spooled = SpooledOutbox(outbox.bytes_max, outbox.topic_bytes_max, spool, run)
+        spooled.hole = self._hole
+        topics = spooled.topics
+        spool.confirmed = lambda name: (topics[name].last, bool(topics[name].blocked)) if name in topics else ("", True)
+        self._recover(spooled)
+
+    def _recover(self, outbox: SpooledOutbox) -> None:
+        found = self.found
+        for name, last in found.last.items():
+            about = found.about.get(name)
+            topic = outbox.topic(name, about.kind if about else "", about.provider if about else "")
+            topic.contiguous = about is not None and about.contiguous
+            outbox.recover(topic, last, found.marks.get(name, ""), found.bodies.get(name))
+        found.bodies = {}
+
+    async def contact(self, sink: Sink) -> None:
+        """Wait until feeds may start: at once where our last run has just ended, else for a first word with Redis."""
+        self._sink = sink
+        self._built = True
+        for name, fields in self.early:
+            self._told(name, fields)
+        if self.spool is None:
+            await sink.ready.wait()
+            return
+        age_ms = self._clock() // 1_000_000 - self.newest_ms
+        if self.found.damaged or self.found.torn:
+            with anyio.move_on_after(DAMAGED_SECS):
+                await sink.ready.wait()
+        elif age_ms > RECENT_MS:
+            with anyio.move_on_after(CONTACT_SECS):
+                while not sink.ready.is_set() and sink.state == "starting":  # noqa: ASYNC110 -- two things are awaited
+                    await anyio.sleep(0.02)
+
+    async def run(self) -> None:
+        """Make the spool safe now and then."""
+        if self.spool is not None:
+            await self.spool.run()
+
+    def watch(self) -> None:
+        """Once a second: let go of what is old, note what Redis has, look at memory."""
+        spool = self.spool
+        if spool is not None:
+            if self._sink is not None and self._sink.ready.is_set():
+                topics = self.outbox.topics.values()
+                spool.acknowledge({topic.name: topic.acked for topic in topics if topic.acked})
+            spool.tidy(self._clock() // 1_000_000)
+            self.outbox.flush()
+
+    def left(self, entries: int) -> None:
+        """The last word of a planned stop: what Redis could not take is in the spool, or lost."""
+        spool, event = self.spool, self._log
+        if spool is not None:
+            self.watch()
+            spool.close()
+            if entries and spool.ok:
+                event("info", "what Redis could not take waits in the spool for the next start", entries=entries)
+                return
+        if entries:
+            event("error", "stopped with messages that Redis could not take", entries=entries)
+
+    def close(self) -> None:
+        """Let go of the folder, however the relay ends."""
+        if self.spool is not None:
+            self.spool.close()
+
+    def _hole(self, topic: Topic, status: Status) -> None:
+        self._event("hole", {"topic": topic.name, "status": status})
+
+    def _event(self, name: str, fields: dict[str, Any]) -> None:
+        if self._built:
+            self._told(name, fields)
+        else:
+            self.early.append((name, fields))
+
+
+def _where(config: Config) -> str:
+    """Name a Redis without its secrets: the same server under another login is the same."""
+    parts = urlsplit(config.redis.url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}?{parts.query}"
