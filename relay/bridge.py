@@ -25,6 +25,7 @@ from relay.outbox import Outbox
 from relay.providers.base import Frame, Planned, Provider, Reply, Request, Send, Shared, Subscription
 from relay.redaction import Redactor
 from relay.retry import Decision
+from relay.saying import Saying
 from relay.sink import Sink
 from relay.state_files import StateFiles
 from relay.topics import Topics
@@ -188,6 +189,7 @@ class Bridge:
         )
         self.sink.answered = self.vitals.answered
         self.intake = Intake(names, self.outbox, self.run, merge=config.merge, redactor=self.redactor)
+        self.intake.told = Saying(self.event)
         for section in config.providers.values():
             self.add_provider(section)
 

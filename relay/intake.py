@@ -6,7 +6,7 @@ Pure: the time is handed in. `take` is the hot path: no logging, no formatting b
 What it knows of providers and of what they speak of stands in `relay.routes`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from relay import codec, model
@@ -57,6 +57,7 @@ class Intake:
     ) -> None:
         """`redactor`: takes the secrets out of what providers say in statuses and rejects."""
         self._redact = (redactor or Redactor()).text
+        self.told: Callable[[str, str, Status, int], None] | None = None  # hears what providers say, secrets gone
         self.names, self.outbox, self.run, self.merge = topics, outbox, run, merge
         self.sources: list[Source] = []
         self.owners: dict[str, tuple[str, str]] = {}  # topic -> the source (provider, venue) that feeds it
@@ -194,6 +195,8 @@ class Intake:
             return None
         if isinstance(message, Status):
             self.status(source, message, now_ns, connection=connection)
+            if self.told is not None:
+                self.told(source.name, connection, message, now_ns)
             return None
         if isinstance(message, model.Reject):
             self._reject(source, message, now_ns)

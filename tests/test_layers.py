@@ -20,7 +20,7 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     ("version", frozenset({"relay"})),
     ("errors", named("errors")),
     ("model", named("model")),
-    ("helpers", named("numbers times symbols topics redaction codec retry schema stats histogram books")),
+    ("helpers", named("numbers times symbols topics redaction saying codec retry schema stats histogram books")),
     ("contract", named("providers.base")),
     # helpers that speak of the contract (and are handed the table of providers, so that they know none of them)
     (
