@@ -157,13 +157,18 @@ class Bridge:
         self.vitals.keep_newest = True
         self._leave(stack, "http_url", self.http.url)
 
+    def feeds_live(self) -> tuple[int, int]:
+        """Count the connections that are open, and all of them."""
+        feeds = [feed for state in self.providers.values() for feed in state.feeds]
+        return sum(feed.live for feed in feeds), len(feeds)
+
     def is_ready(self) -> tuple[bool, str]:
         """Tell whether Redis is up and a feed is live, and if not, what is missing."""
         if self.stopping:
             return False, "stopping"
         if self.sink.state != "flowing":
             return False, f"Redis: {self.sink.state}"
-        if not any(feed.live for state in self.providers.values() for feed in state.feeds):
+        if not self.feeds_live()[0]:
             return False, "no feed is live"
         return True, "ready"
 
