@@ -7,7 +7,7 @@ import msgspec
 
 from relay import numbers, times
 from relay.books import Checksum, Rules, level
-from relay.model import Bar, Instrument, Quote, RejectReason, Side, Status, Trade
+from relay.model import Bar, Quote, RejectReason, Side, Status, Trade
 from relay.providers.base import (
     BaseProvider,
     Connect,
@@ -24,6 +24,7 @@ from relay.providers.base import (
 from relay.providers.kraken.asking import Asking, Key, pause
 from relay.providers.kraken.bars import Bars
 from relay.providers.kraken.checksum import CHECKED_LEVELS, crc32
+from relay.providers.kraken.notices import instrument, maintenance
 from relay.providers.kraken.options import DEPTHS, KrakenOptions, KrakenShared, to_symbol
 from relay.providers.kraken.wire import (
     ONE,
@@ -52,7 +53,6 @@ FRAME_BYTES_MAX = 16 * 1024 * 1024
 """The snapshot of all instruments has about a megabyte."""
 RULES = Rules(check=Checksum(CHECKED_LEVELS, crc32))
 _SIDES: dict[Any, Side] = {"buy": "buy", "sell": "sell"}
-_TRADABLE = frozenset({"online", "limit_only", "post_only", "reduce_only"})
 _CHANNELS = frozenset({"ticker", "trade", "book", "ohlc", "instrument"})
 
 
@@ -425,28 +425,9 @@ class Session(BaseProvider):
         return out
 
     def _pair(self, row: PairData, part: bytes) -> list[Output]:
-        out: list[Output] = []
-        raw = row.symbol
-        header = self._header(raw)
-        step: str | None = None
-        try:
-            step = numbers.positive(row.price_increment)
-        except ValueError as error:
-            out.append(reject("bad_number", f"price_increment: {error}", part, **header))
-        status = row.status if isinstance(row.status, str) else None
-        active = None if status is None else status in _TRADABLE
-        base, quote = (value if isinstance(value, str) and value else None for value in (row.base, row.quote))
-        out.insert(
-            0,
-            Instrument(
-                base=base, quote=quote, price_precision=_count(row.price_precision),
-                size_precision=_count(row.qty_precision), tick_size=step, active=active, **header,
-            ),
-        )  # fmt: skip
-        if active is not None and active != self._active.get(raw, True):
-            out.append(Status(event="market", code=status, open=active, text=f"{raw} is {status}", **header))
+        out, active = instrument(row, part, self._header(row.symbol), self._active.get(row.symbol, True))
         if active is not None:
-            self._active[raw] = active
+            self._active[row.symbol] = active
         return out
 
     def _status(self, wire: Envelope, frame: Frame) -> Sequence[Output]:
@@ -465,30 +446,12 @@ class Session(BaseProvider):
             planned = row.upcoming_maintenance if isinstance(row.upcoming_maintenance, list) else []
             for one in planned[:20]:
                 if isinstance(one, dict):
-                    out += self._maintenance(one)
+                    out += maintenance(one, self.shared.told)
         return out
-
-    def _maintenance(self, one: dict[str, Any]) -> list[Output]:
-        begin, end, title, phase = (
-            str(one.get(name) or "")
-            for name in ("expected_start_utc", "expected_end_utc", "title", "phase")
-        )  # fmt: skip
-        mark = f"{one.get('event_id')} {phase} {begin} {end}"[:200]
-        if mark in self.shared.told:
-            return []
-        if len(self.shared.told) >= 1000:
-            self.shared.told.clear()
-        self.shared.told.add(mark)
-        text = " ".join(filter(None, ("maintenance:", title, phase, begin and f"from {begin}", end and f"to {end}")))
-        return [Status(event="notice", code="upcoming_maintenance", text=text[:1000], until=times.any_ns(end or None))]
 
 
 SRC_SEQ_NONE = 2**63
 """Above every trade id: of a symbol without a base line nothing in a snapshot is new."""
-
-
-def _count(value: Any) -> int | None:
-    return value if value.__class__ is int and 0 <= value <= 100 else None
 
 
 _HANDLERS: dict[str, Callable[[Session, Envelope, Frame], Sequence[Output]]] = {
