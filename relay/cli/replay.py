@@ -208,7 +208,7 @@ class _Command:
 
     def _frames(self) -> int:
         """Frames files: one provider's frames, recorded by somebody else."""
-        from relay.cli._common import frames_input, usage_near
+        from relay.cli._common import frames_input, plain_options, usage_near
         from relay.normalizer import Normalizer
         from relay.player import merged
         from relay.providers import PROVIDERS
@@ -226,7 +226,7 @@ class _Command:
                 players.append((path, section.spec, section.options, section.subscriptions))
             elif name in PROVIDERS:
                 spec = PROVIDERS[name]
-                players.append((path, spec, _plain_options(spec), None))
+                players.append((path, spec, plain_options(spec), None))
             else:
                 raise click.UsageError(usage_near("provider", name, PROVIDERS) + " Name it with --provider.")
             names[str(path)] = name
@@ -394,14 +394,6 @@ class _Command:
         )
         if left:
             _fail(f"{left:,} messages could not be written; the lines above say why")
-
-
-def _plain_options(spec: Any) -> Any:
-    """Options without a config; a provider that needs a key takes none for frames that are here already."""
-    try:
-        return spec.options()
-    except ValueError:
-        return spec.options(simulate=True)
 
 
 def _moment(text: str | None, option: str, last_ns: int | None) -> int | None:
