@@ -2,7 +2,8 @@
 -- Compare and append (design.md 5). @HASH@ is the hash of this text, put in by relay/sink: two relays of different
 -- versions share a server without touching each other's functions.
 --
--- Writer key of a topic: a hash with owner (the relay's name), epoch (rises with every start), last (entry id).
+-- Writer key of a topic: a hash with owner (the relay's name), epoch (rises with every start), last (entry id), and in
+-- a topic of books snapshot: the id of the last whole book, where a late reader begins.
 
 -- relay_append: KEYS stream, writer key, ... ARGV owner, epoch, maxlen, retention ms, publish (1 or 0), then for each
 -- topic: id of the entry before, count, the ids, the bodies.
@@ -14,8 +15,11 @@
 --   PARTIAL <last> <error> stopped at an error, last is in
 --   GONE                   written, but the stream had been deleted
 --   UNPUBLISHED <error>    written, but not sent to subscribers
+local SNAPSHOT = '{"type":"book_snapshot"'
+
 local function append(keys, args)
   local pcall = redis.pcall
+  local byte, sub = string.byte, string.sub
   local owner, epoch, maxlen = args[1], tonumber(args[2]), args[3]
   local retention, publish = tonumber(args[4]), args[5] == '1'
   local notes = {}
@@ -42,6 +46,7 @@ local function append(keys, args)
       note = 'MISMATCH ' .. state[3]
     else
       local last = prev
+      local snapshot
       local loud = publish
       for i = 1, count do
         local id, body = args[ids + i], args[bodies + i]
@@ -62,6 +67,10 @@ local function append(keys, args)
           break
         end
         last = id
+        -- one look at the 14th byte (its underscore) spares the others the comparison
+        if byte(body, 14) == 95 and sub(body, 1, #SNAPSHOT) == SNAPSHOT then
+          snapshot = id
+        end
         if loud then
           local heard = pcall('PUBLISH', stream, body)
           if type(heard) == 'table' and heard.err then
@@ -71,7 +80,11 @@ local function append(keys, args)
         end
       end
       if last ~= prev then
-        redis.call('HSET', writer, 'last', last)
+        if snapshot then
+          redis.call('HSET', writer, 'last', last, 'snapshot', snapshot)
+        else
+          redis.call('HSET', writer, 'last', last)
+        end
         if count == 1 and maxlen ~= '0' then
           pcall('XTRIM', stream, 'MAXLEN', '~', maxlen)
         end
