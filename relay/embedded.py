@@ -152,7 +152,7 @@ class EmbeddedServer:
                     return self.url
             raise EmbeddedError(f"no free port from {first} on for the bundled server")
         except BaseException:
-            self._kill()
+            self.kill()
             self._release()
             raise
 
@@ -192,7 +192,7 @@ class EmbeddedServer:
                 with anyio.move_on_after(STOP_SECS):
                     await self._wait_for_end()
         finally:
-            self._kill()
+            self.kill()
             self._process = None
             self._release()
 
@@ -236,7 +236,7 @@ class EmbeddedServer:
                 return True
             waited = anyio.current_time() - began
             if waited > (LOAD_SECS if answer.startswith(b"-LOADING") else START_SECS):
-                self._kill()
+                self.kill()
                 raise EmbeddedError(f"the bundled server did not answer within {waited:.0f} s; {self._tail()}")
             await anyio.sleep(0.01 if waited < 1.0 else 0.1)
 
@@ -267,7 +267,8 @@ class EmbeddedServer:
         while process.poll() is None:  # noqa: ASYNC110 - where the kernel cannot tell us
             await anyio.sleep(POLL_SECS)
 
-    def _kill(self) -> None:
+    def kill(self) -> None:
+        """End the server at once, without saving; for an end of the relay that waits for nothing."""
         process = self._process
         if process is not None and process.poll() is None:
             process.kill()

@@ -3,9 +3,21 @@
 import os
 import signal
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from relay.errors import Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from relay.bridge import Bridge
+    from relay.config import Config
+    from relay.systemd import Notifier
+
+STATUS_SECS = 5.0
+"""How often the status line of systemd is looked at."""
 
 
 @click.command(
@@ -26,17 +38,21 @@ def command(config: str, record: str | None, takeover: bool, log_level: str | No
     """Run the relay until Ctrl-C or SIGTERM.
 
     It starts with a correct config even when Redis or every provider is down, says so, and comes up when they do.
-    A second signal ends it at once. Exit codes: 0 after a planned stop, 78 for a wrong config, 1 for anything else
-    that ends it, with one line that says why.
+    A second signal ends it at once. SIGHUP reads the config again: symbols and providers come and go at run time, the
+    rest keeps its sessions; a wrong config is refused whole. Exit codes: 0 after a planned stop, 78 for a wrong config,
+    1 for anything else that ends it, with one line that says why.
     """
     from relay.cli._common import fail, read_config
     from relay.errors import RelayError
 
-    loaded = read_config(config)
-    if record:
+    def recording(loaded: "Config") -> "Config":
+        if not record:
+            return loaded
         import msgspec
 
-        loaded = msgspec.structs.replace(loaded, journal=msgspec.structs.replace(loaded.journal, dir=record))
+        return msgspec.structs.replace(loaded, journal=msgspec.structs.replace(loaded.journal, dir=record))
+
+    loaded = recording(read_config(config))
     import anyio
 
     try:
@@ -46,12 +62,21 @@ def command(config: str, record: str | None, takeover: bool, log_level: str | No
     else:
         options = {"loop_factory": uvloop.new_event_loop}
     try:
-        anyio.run(_run, loaded, takeover, log_level, log_format, backend="asyncio", backend_options=options)
+        anyio.run(
+            _run, loaded, config, recording, takeover, log_level, log_format, backend="asyncio", backend_options=options
+        )
     except RelayError as error:
         fail(str(error))
 
 
-async def _run(config: Any, takeover: bool, level: str | None, form: str | None) -> None:
+async def _run(
+    config: "Config",
+    file: str,
+    recording: "Callable[[Config], Config]",
+    takeover: bool,
+    level: str | None,
+    form: str | None,
+) -> None:
     import anyio
 
     from relay.bridge import Bridge
@@ -59,26 +84,32 @@ async def _run(config: Any, takeover: bool, level: str | None, form: str | None)
     from relay.config import secrets_of
     from relay.log import configure
     from relay.redaction import Redactor
+    from relay.systemd import Notifier
 
     screen = Screen(sys.stderr)
     redactor = Redactor(secrets_of(config))
-    log = configure(
-        redactor,
-        level=level or config.log.level,
-        form=form or config.log.format,
-        write=screen.line,
-    )
+    log: Any = None
+
+    def logged(config: "Config") -> None:
+        nonlocal log
+        log = configure(redactor, level=level or config.log.level, form=form or config.log.format, write=screen.line)
 
     def event(level: str, text: str, **fields: Any) -> None:
         getattr(log, level)(text, **fields)
 
+    async def reread() -> None:
+        await _reread(bridge, file, recording, logged)
+
+    logged(config)
     for warning in config.warnings:
         event("warning", str(warning))
+    notifier = Notifier()
     bridge = Bridge(config, event, takeover=takeover, redactor=redactor)
     async with bridge.started():
         screen.banner(bridge)
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_signals, bridge, event)
+            tasks.start_soon(_signals, bridge, event, reread, notifier)
+            tasks.start_soon(_notify, bridge, notifier)
             tasks.start_soon(screen.progress, bridge)
             try:
                 await bridge.serve()
@@ -88,17 +119,67 @@ async def _run(config: Any, takeover: bool, level: str | None, form: str | None)
     event("info", "stopped")
 
 
-async def _signals(bridge: Any, event: Any) -> None:
-    """The first SIGINT or SIGTERM begins a planned stop, the second ends the process now."""
+async def _reread(
+    bridge: "Bridge", file: str, recording: "Callable[[Config], Config]", logged: "Callable[[Config], None]"
+) -> None:
+    """Read the config again and run it, or say what is wrong with it and go on as before."""
+    from relay.cli._config import load_config
+    from relay.config import secrets_of
+    from relay.errors import ConfigError
+    from relay.reload import refused, reload
+
+    try:
+        if file == "-":
+            raise ConfigError([Problem("<stdin>", 0, 0, "", "cannot be read a second time; give a file with -c")])
+        loaded = recording(load_config(file))
+        bridge.redactor.add(secrets_of(loaded))
+        await reload(bridge, loaded, file)
+    except ConfigError as error:
+        refused(bridge, error)
+    else:
+        logged(loaded)
+        for warning in loaded.warnings:
+            bridge.event("warning", str(warning))
+
+
+async def _notify(bridge: "Bridge", notifier: "Notifier") -> None:
+    """Tell systemd that we are ready, how we are, and that the loop turns."""
+    import anyio
+
+    if not notifier:
+        return
+    notifier.tell("READY=1")  # at once: a provider or a Redis that is down is no reason to restart us
+    pause = min(STATUS_SECS, notifier.watchdog_secs / 3 or STATUS_SECS)
+    said = ""
+    while True:
+        if notifier.watchdog_secs:
+            notifier.tell("WATCHDOG=1")
+        live, feeds = bridge.feeds_live()
+        status = f"STATUS={live} of {feeds} connections live, Redis {bridge.sink.state}"
+        if status != said:
+            said = status
+            notifier.tell(status)
+        await anyio.sleep(pause)
+
+
+async def _signals(bridge: "Bridge", event: Any, reread: "Callable[[], Awaitable[None]]", notifier: "Notifier") -> None:
+    """The first SIGINT or SIGTERM begins a planned stop, the second ends the process now; SIGHUP reads the config."""
     import anyio
 
     seen = 0
-    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as received:
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as received:
         async for number in received:
+            if number == signal.SIGHUP:
+                if not seen:
+                    notifier.reloading()
+                    await reread()
+                    notifier.tell("READY=1")
+                continue
             seen += 1
             if seen > 1:
                 if bridge.server is not None:
                     bridge.server.kill()
                 os._exit(130 if number == signal.SIGINT else 143)
             event("info", "stopping", signal=signal.Signals(number).name)
+            notifier.tell("STOPPING=1", "STATUS=stopping: what waits is written")
             bridge.stop()
