@@ -227,7 +227,7 @@ def _relay_steps(
                     else:
                         replay.next_file(header)
                 elif replay is not None:
-                    yield records.ns_of(record), apply, record
+                    yield record.t, apply, record
 
 
 def merged(sources: Sequence[Iterator[Step]]) -> Iterator[Step]:

@@ -24,7 +24,7 @@ from relay.intake import Intake, Source
 from relay.journal import Batch, Journal
 from relay.model import ACCOUNT_CHANNELS, CHANNEL_OF
 from relay.providers.base import Frame, Output, Request, Send, Shared, Subscription, secret_options
-from relay.records import Changed, Connection, Ended, Header, Lost, ProviderHeader, Withheld, line
+from relay.records import Changed, Connection, Ended, Header, Lost, Other, ProviderHeader, Withheld, line
 from relay.retry import Decision
 from relay.times import iso
 
@@ -84,7 +84,7 @@ class Recorder:
         self._append = self._pending.append
         self._size = 0
         self._oldest = 0.0
-        self._heads: dict[Feed, bytes] = {}
+        self._conns: dict[Feed, str] = {}
         self._plans: dict[str, Sequence[Subscription]] = {}
         self._open: dict[str, None] = {}
         self._header: Callable[[int], bytes] | None = None
@@ -99,7 +99,7 @@ class Recorder:
         for state in self._providers.values():
             for planned, feed in zip(state.config.connections, state.feeds, strict=True):
                 conn = f"{feed.name}/{feed.label}"
-                self._heads[feed] = records.frame_head(conn)
+                self._conns[feed] = conn
                 self._plans[conn] = planned.subscriptions
                 if any(s.channel in ACCOUNT_CHANNELS for s in planned.subscriptions):
                     private.add(feed)
@@ -250,17 +250,21 @@ class Recorder:
 
     # -- in the journal's thread -----------------------------------------------------------------------------------
 
-    def encode(self, record: Any) -> bytes:
-        """Turn a record into its line."""
-        if len(record) == 2:
-            feed, frame = record
-            return records.frame_line(self._heads[feed], frame)
-        do, conn, now_ns, data = record
+    def encode(self, batch: Sequence[Any]) -> bytes:
+        """Turn records into lines."""
+        conns = self._conns
+        received = records.received
+        lines = [
+            received(conns[record[0]], record[1]) if len(record) == 2 else self._other(*record) for record in batch
+        ]
+        return records.encode_lines(lines)
+
+    def _other(self, do: str, conn: str, now_ns: int, data: Any) -> Other:
         if do == "out":
             data = self._sent(data)
         elif do == "reply":
             data = records.masked(msgspec.to_builtins(records.reply_data(data)), self._long())
-        return line(do, now_ns, conn, data)
+        return Other(do, conn, now_ns, data)
 
     def _long(self) -> dict[str, str]:
         return {s: mask for s, mask in list(self._secrets.items()) if len(s) >= HEADER_SECRET_CHARS_MIN}

@@ -36,7 +36,7 @@ def header(number: int) -> bytes:
 
 def frame(number: int, size: int = 100) -> bytes:
     text = json.dumps({"number": number, "noise": random.Random(number).randbytes(size // 2).hex()})
-    return records.frame_line(records.frame_head("coinapi/1"), Frame(NOW + number, text.encode()))
+    return records.encode_lines([records.received("coinapi/1", Frame(NOW + number, text.encode()))])
 
 
 def file_of(blocks: int, lines: int = 5) -> tuple[bytes, list[bytes]]:
@@ -61,7 +61,7 @@ class Recording:
             folder,
             "t",
             JournalConfig(**settings),
-            encode=frame,
+            encode=lambda batch: b"".join(map(frame, batch)),
             lost_line=lambda count, from_ns, why: line("lost", from_ns, "", Lost(count, from_ns, why)),
             backlog_bytes=backlog_bytes,
             retry_secs=0.01,
@@ -104,8 +104,8 @@ class Recording:
     [(b'{"a":"\xc3\xa9\\u0000\\n"}', False), (b"", False), (b"\xff\xfe", False), (b"\x00\x01", True), (b"text", True)],
 )
 def test_frames_come_back_as_they_were(data: bytes, binary: bool) -> None:
-    (record,) = records.decode_lines(records.frame_line(records.frame_head('a/"1"'), Frame(NOW, data, binary)))
-    assert record.do == "in" and record.conn == 'a/"1"' and records.ns_of(record) == NOW
+    (record,) = records.decode_lines(records.encode_lines([records.received('a/"1"', Frame(NOW, data, binary))]))
+    assert record.do == "in" and record.conn == 'a/"1"' and record.t == NOW
     assert records.frame_of(record, NOW) == Frame(NOW, data, binary)
 
 
@@ -119,7 +119,7 @@ def test_replies_come_back_as_they_were(body: bytes) -> None:
 @pytest.mark.parametrize("now", [0, 1, 999_999_999, NOW, 2**63 - 1])
 def test_times_keep_every_nanosecond(now: int) -> None:
     (record,) = records.decode_lines(line("watch", now))
-    assert records.ns_of(record) == now
+    assert record.t == now
 
 
 # -- damage ------------------------------------------------------------------------------------------------------------

@@ -102,14 +102,14 @@ def cat(
                             continue
                         out = []
                         for line in block.lines.splitlines(keepends=True):
-                            if frames and not line.startswith(b'{"do":"in"'):
+                            if frames and not line.startswith(b'{"conn"'):
                                 continue
                             if not everything and line.startswith(b'{"do":"tick"'):
                                 continue
                             if conn and conn not in line[:200]:
                                 continue
                             if first or last < 2**63:
-                                when = records.ns_of(records.decode_lines(line)[0])
+                                when = records.decode_lines(line)[0].t
                                 if not first <= when < last:
                                     continue
                             out.append(line)
@@ -197,13 +197,7 @@ def _sessions(path: Path) -> list[dict[str, Any]]:
             continue
         session = current.get(record.conn)
         if record.do == "opened" or (session is None and record.do in ("in", "closed")):
-            opened = (
-                iso(records.ns_of(record))
-                if record.do == "opened"
-                else "(not open)"
-                if record.do == "closed"
-                else "(before)"
-            )
+            opened = iso(record.t) if record.do == "opened" else "(not open)" if record.do == "closed" else "(before)"
             session = current[record.conn] = {
                 "conn": record.conn,
                 "opened": opened,
@@ -218,7 +212,7 @@ def _sessions(path: Path) -> list[dict[str, Any]]:
             session["frames"] += 1
         elif record.do == "closed":
             ended = records.data_of(record, records.Ended)
-            session["closed"] = iso(records.ns_of(record))
+            session["closed"] = iso(record.t)
             session["why"] = " ".join(
                 filter(None, (ended.text or ended.reason, f"({ended.code})" if ended.code else ""))
             )

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -17,8 +17,6 @@ from relay.journal.blocks import pack
 
 BACKLOG_BYTES = 32 * 1024 * 1024
 """What may wait for the disk; about two seconds of the fastest feed measured."""
-BLOCK_BYTES = 1024 * 1024
-"""A batch is cut into blocks of about this many bytes: what one damaged spot may cost."""
 RETRY_SECS = 1.0
 """Pause before the disk is tried again."""
 SUFFIX = ".jsonl.zst"
@@ -62,7 +60,7 @@ class _Lost:
 class Journal:
     """One run's recording. `put` and the attributes from the loop's thread, everything else in its own.
 
-    `encode` turns one record into its line (bytes), in the journal's thread. `state` is `recording`, `degraded` or
+    `encode` turns a batch's records into whole lines, in the journal's thread. `state` is `recording`, `degraded` or
     `closed`; `why` says what is wrong. `written` counts bytes in files, `file_bytes` those of the current one,
     `lost` records that were left out.
     """
@@ -73,7 +71,7 @@ class Journal:
         name: str,
         settings: JournalSettings,
         *,
-        encode: Callable[[Any], bytes],
+        encode: Callable[[Sequence[Any]], bytes],
         lost_line: Callable[[int, int, str], bytes],
         backlog_bytes: int = BACKLOG_BYTES,
         retry_secs: float = RETRY_SECS,
@@ -194,7 +192,7 @@ class Journal:
             self._owe(lost)
             return
         text = "the disk did not take them in time"
-        self._guarded([self._lost_line(lost.records, lost.first_ns, text)], lost.first_ns, lost.first_ns)
+        self._guarded(self._lost_line(lost.records, lost.first_ns, text), 1, lost.first_ns, lost.first_ns)
 
     def _write(self, batch: Batch) -> None:
         if batch.header is not None and (self._begun is not batch or self._file is None):
@@ -206,40 +204,26 @@ class Journal:
         if self._owed is not None:
             self._tell(self._owed)
             self._owed = None
-        self._guarded(map(self._encode, batch.records), batch.first_ns, batch.last_ns)
+        self._guarded(self._encode(batch.records), len(batch.records), batch.first_ns, batch.last_ns)
         self.records += len(batch.records)
 
-    def _guarded(self, lines: Iterable[bytes], first_ns: int, last_ns: int) -> None:
-        """Write lines as blocks, all or none."""
+    def _guarded(self, lines: bytes, count: int, first_ns: int, last_ns: int) -> None:
+        """Write a block whole or not at all."""
         assert self._file is not None
-        start, block, file_bytes = os.lseek(self._file, 0, os.SEEK_END), self._block, self.file_bytes
+        start = os.lseek(self._file, 0, os.SEEK_END)
         try:
-            part: list[bytes] = []
-            size = 0
-            for line in lines:
-                part.append(line)
-                size += len(line)
-                if size >= BLOCK_BYTES:
-                    self._append(part, first_ns, last_ns)
-                    part, size = [], 0
-            if part:
-                self._append(part, first_ns, last_ns)
+            data = pack(self._block + 1, lines, count, first_ns, last_ns)
+            view = memoryview(data)
+            while view:
+                view = view[os.write(self._file, view) :]
             if self.settings.fsync == "flush":
                 os.fsync(self._file)
         except BaseException:
-            self._block, self.file_bytes = block, file_bytes
             self._cut(start)
             raise
-        self.written += self.file_bytes - file_bytes
-
-    def _append(self, lines: list[bytes], first_ns: int, last_ns: int) -> None:
-        assert self._file is not None
-        data = pack(self._block + 1, b"".join(lines), len(lines), first_ns, last_ns)
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self._file, view) :]
         self._block += 1
         self.file_bytes += len(data)
+        self.written += len(data)
 
     def _cut(self, position: int) -> None:
         """Take back what was written in part; a file that refuses even that is left, its end torn."""
@@ -259,7 +243,7 @@ class Journal:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         self._block = self.file_bytes = 0
         try:
-            self._guarded([batch.header(number)], batch.first_ns, batch.first_ns)
+            self._guarded(batch.header(number), 1, batch.first_ns, batch.first_ns)
         except BaseException:
             self._leave_file()
             path.unlink(missing_ok=True)

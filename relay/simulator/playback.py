@@ -191,7 +191,7 @@ def _recorded(run: Run, provider: str, tell: Callable[[Path, str], None]) -> Ite
                 continue
             if record.do == "in":
                 frame = records.frame_of(record, 0)
-                t = records.ns_of(record) / 1e9
+                t = record.t / 1e9
                 line: dict[str, Any] = {"conn": record.conn, "provider": name, "t": t}
                 if frame.binary:
                     yield {**line, "opcode": "binary", "frame": frame.data.decode("latin-1")}
