@@ -29,7 +29,7 @@ class Client:
             if isinstance(item, Gap):
                 print("missing:", item)
             else:
-                print(item.topic, item.id, item.message.bid, item.message.ask)
+                print(item.topic, item.id, item.message)  # a Quote, or a Status such as `stale`
     """
 
     def __init__(
