@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
-from relay.simulator.base import Close, Refuse, SideSpec, Step, World
+from relay.simulator.base import Answer, Close, Refuse, SideSpec, Step, World
 from relay.times import iso
 
 SECOND_NS = 1_000_000_000
@@ -32,6 +32,8 @@ KEYED = frozenset({"full", "user", "level2", "level3", "rfq_matches"})
 LISTED_AS = {"ticker_batch": "ticker_1000"}
 """Channels whose answer has another name."""
 QUOTES = frozenset({"USD", "USDC", "USDT", "EUR", "GBP", "BTC", "ETH"})
+LISTED = ("BTC-USD", "ETH-USD", "BTC-EUR", "ETH-EUR", "SOL-USD", "DOGE-USD", "ETH-BTC")
+"""What the list names; more exist on request."""
 _PRODUCT = re.compile(r"[A-Z0-9]{2,12}-([A-Z]{3,4})")
 
 
@@ -362,5 +364,24 @@ def _error(message: str, reason: str | None = None) -> str:
     return json.dumps(error if reason is None else {**error, "reason": reason})
 
 
-SIDE = SideSpec(CoinbaseSide)
+def rest(world: World, method: str, path: str, headers: Mapping[str, str], body: bytes, now_ns: int) -> Answer:
+    """The list of products."""
+    if method != "GET" or path.partition("?")[0] != "/products":
+        return Answer(404, b'{"message":"NotFound"}')
+    delisted = world.knobs.get("delisted", ())
+    products = [
+        {
+            "id": name,
+            "base_currency": name.split("-")[0],
+            "quote_currency": name.split("-")[1],
+            "display_name": name,
+            "status": "delisted" if name in delisted else "online",
+            "trading_disabled": name in delisted,
+        }
+        for name in LISTED
+    ]
+    return Answer(200, json.dumps(products).encode())
+
+
+SIDE = SideSpec(CoinbaseSide, rest=rest)
 """Coinbase, as SIDES holds it."""

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 from zlib import crc32
 
-from relay.simulator.base import Refuse, SideSpec, Step, World
+from relay.simulator.base import Answer, Refuse, SideSpec, Step, World
 from relay.times import iso
 
 SECOND_NS = 1_000_000_000
@@ -27,6 +27,8 @@ TRADES_KEPT = 50
 DEPTHS = (10, 25, 100, 500, 1000)
 INTERVALS = (1, 5, 15, 30, 60, 240, 1440, 10080, 21600)
 CHANNELS = ("ticker", "trade", "book", "ohlc")
+LISTED = ("BTC/USD", "ETH/USD", "XRP/USD", "BTC/EUR", "ETH/EUR", "SOL/USD", "DOGE/USD", "AAPLx/USD")
+"""What the lists name; more exist on request."""
 _SYMBOL = re.compile(r"(?!XBT/|XDG/)[A-Z0-9]{2,12}x?/[A-Z]{3,5}")
 
 View = tuple[dict[int, int], dict[int, int]]
@@ -334,7 +336,7 @@ class KrakenSide:
         return f'{{"channel":"ohlc","type":"{kind}","timestamp":"{_time(self.now_ns, 9)}","data":[{rows}]}}'
 
     def _pairs(self) -> str:
-        names = list(dict.fromkeys(("BTC/USD", "ETH/USD", "XRP/USD", *self.world.state.get("markets", ()))))
+        names = list(dict.fromkeys((*LISTED, *self.world.state.get("markets", ()))))
         pairs = ",".join(
             f'{{"symbol":"{name}","base":"{name.split("/")[0]}","quote":"{name.split("/")[1]}","status":"online",'
             f'"qty_precision":8,"qty_increment":1e-08,"price_precision":1,"price_increment":0.1,"marginable":true}}'
@@ -407,5 +409,13 @@ def _time(ns: int, digits: int) -> str:
     return f"{iso(seconds * SECOND_NS)[:-1]}.{f'{fraction:09d}'[:digits]}Z"
 
 
-SIDE = SideSpec(KrakenSide)
+def rest(world: World, method: str, path: str, headers: Mapping[str, str], body: bytes, now_ns: int) -> Answer:
+    """The list of markets; Kraken answers 200 to everything."""
+    if method != "GET" or path.partition("?")[0] != "/0/public/AssetPairs":
+        return Answer(200, b'{"error":["EGeneral:Unknown method"]}')
+    pairs = {name: {"altname": name.replace("/", ""), "status": "online"} for name in LISTED}
+    return Answer(200, json.dumps({"error": [], "result": pairs}).encode())
+
+
+SIDE = SideSpec(KrakenSide, rest=rest)
 """Kraken, as SIDES holds it."""

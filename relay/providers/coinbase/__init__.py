@@ -15,9 +15,10 @@ Channels: `ticker` gives quotes, `matches` trades; `heartbeat` is subscribed alo
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
 from relay import numbers, symbols, times
 from relay.books import Rules
@@ -31,6 +32,7 @@ from relay.providers.base import (
     Frame,
     Identity,
     Limits,
+    Listing,
     Output,
     Planned,
     ProviderSpec,
@@ -43,8 +45,10 @@ from relay.providers.base import (
     order_books,
     reject,
 )
+from relay.providers.coinbase import listing
 from relay.providers.coinbase.asking import Asking, family
 from relay.providers.coinbase.levels import changes, sides
+from relay.providers.coinbase.listing import LISTING, to_raw
 from relay.providers.coinbase.wire import (
     MAPPED,
     USELESS,
@@ -85,6 +89,8 @@ _TOO_SLOW = re.compile(r"ErrSlowConsume|ErrSlowRead|Message too big", re.IGNOREC
 
 class CoinbaseOptions(BookOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Coinbase's section of relay.yaml. Symbols are product ids: `BTC-USD`."""
+
+    rest_url: Annotated[str, Meta(description="Another REST base than https://api.exchange.coinbase.com.")] = ""
 
     def __post_init__(self) -> None:
         """Raises: ValueError naming what Coinbase does not have."""
@@ -482,4 +488,8 @@ SPEC = ProviderSpec(
     plan=plan,
     policy=Policy(first_secs=1.0, cap_secs=60.0),
     limits=Limits(connects=(8, 1.0), subscribes=(100, 1.0)),
+    listing=LISTING,
+    to_raw=to_raw,
+    listing=Listing(listing.request, listing.read),
+    to_raw=listing.to_raw,
 )

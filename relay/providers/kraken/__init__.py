@@ -9,7 +9,9 @@ the book's checksum, read 2026-03-01; what is unwritten there was seen in record
 - `ohlc` never says that a bar is final: a later one, or the time, does.
 """
 
-from relay.providers.base import ChannelSpec, Identity, Limits, ProviderSpec
+from relay.providers.base import ChannelSpec, Identity, Limits, Listing, ProviderSpec
+from relay.providers.kraken import listing
+from relay.providers.kraken.listing import LISTING
 from relay.providers.kraken.options import DEPTHS, MINUTES, KrakenOptions, KrakenShared, to_raw, to_symbol
 from relay.providers.kraken.session import Session
 from relay.retry import Policy
@@ -33,6 +35,10 @@ SPEC = ProviderSpec(
     shared=KrakenShared,
     policy=Policy(first_secs=1.0, cap_secs=60.0, slow_secs=600.0),
     limits=Limits(connects=(150, 600.0)),
+    listing=LISTING,
+    to_raw=lambda symbol, venue: to_raw(symbol),
+    listing=Listing(listing.request, listing.read),
+    to_raw=to_raw,
 )
 
 __all__ = ["SPEC", "to_raw", "to_symbol"]

@@ -25,9 +25,4 @@ def _strip(text: str) -> str:
 def crc32(bids: Sequence[Level], asks: Sequence[Level]) -> int:
     """Asks first, then bids, each best first: price and size without point and leading zeros."""
     held = _digits.get
-    parts = []
-    for rows in (asks, bids):
-        for price, size in rows:
-            parts.append(held(price) or _strip(price))
-            parts.append(held(size) or _strip(size))
-    return _crc32("".join(parts).encode())
+    return _crc32("".join([held(text) or _strip(text) for row in (*asks, *bids) for text in row]).encode())

@@ -1,5 +1,9 @@
 """Kraken's section of relay.yaml, its symbols, and what outlives its sessions."""
 
+from typing import Annotated
+
+from msgspec import Meta
+
 from relay import symbols
 from relay.providers.base import BookOptions, Options, Shared
 
@@ -14,6 +18,8 @@ _MODERN = {"XBT": "BTC", "XDG": "DOGE"}
 
 class KrakenOptions(BookOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Kraken's section of relay.yaml. Symbols are v2 names: `BTC/USD`, upper case but for tokenized stocks."""
+
+    rest_url: Annotated[str, Meta(description="Another REST base than https://api.kraken.com.")] = ""
 
     def __post_init__(self) -> None:
         """Raises: ValueError naming what Kraken would refuse."""
@@ -55,10 +61,9 @@ def to_symbol(raw: str) -> tuple[str, str | None]:
     return symbols.pair(_MODERN.get(base, base), _MODERN.get(quote, quote)), None
 
 
-def to_raw(symbol: str) -> str | None:
-    """`BTC-USD` to `BTC/USD`; None where it is no pair."""
-    try:
-        base, dash, quote = symbols.unescape(symbol).partition("-")
-    except ValueError:
-        return None
-    return f"{base}/{quote}" if base and dash and quote and "-" not in quote and "/" not in base + quote else None
+def to_raw(symbol: str) -> str:
+    """`BTC-USD` to `BTC/USD`. Raises: ValueError where it is no pair."""
+    base, dash, quote = symbols.unescape(symbol).partition("-")
+    if not (base and dash and quote) or "-" in quote or "/" in base + quote:
+        raise ValueError(f"{symbol!r} is no pair of two assets, such as BTC-USD")
+    return f"{base}/{quote}"
