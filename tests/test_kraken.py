@@ -1,6 +1,5 @@
 """The Kraken provider against its simulated side, sans-IO: books stay the market's, what is refused comes to light."""
 
-import json
 from random import Random
 from typing import Any
 
@@ -201,24 +200,3 @@ def test_old_codes_are_modern_and_what_is_no_pair_stays_whole() -> None:
 def test_what_kraken_would_refuse_is_refused_at_the_start(section: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         KrakenOptions(**section)
-
-
-@pytest.mark.parametrize("name", ["kraken", "coinbase"])
-def test_symbols_are_listed_over_rest(name: str) -> None:
-    spec, side = PROVIDERS[name], SIDES[name]
-    assert spec.listing is not None and side.rest is not None
-    request = spec.listing.request(spec.options(url="ws://x", rest_url="http://x/"))
-    answer = side.rest(world(delisted=["ETH-BTC"]), request.method, request.url[len("http://x") :], {}, b"", START_NS)
-    listed = {one.symbol: one for one in spec.listing.read(spec.options(symbols={}), answer.body)}
-    assert listed["BTC-USD"].raw == {"kraken": "BTC/USD", "coinbase": "BTC-USD"}[name]
-    assert listed["BTC-USD"].active and (name == "kraken" or not listed["ETH-BTC"].active)
-    with pytest.raises(ValueError, match="rest_url"):
-        spec.listing.request(spec.options(url="ws://x"))
-    with pytest.raises(ValueError, match="list of"):
-        spec.listing.read(spec.options(), b"<html>")
-
-
-def test_an_error_of_the_list_is_kraken_s_own() -> None:
-    assert SPEC.listing is not None
-    with pytest.raises(ValueError, match="EService:Unavailable"):
-        SPEC.listing.read(KrakenOptions(), json.dumps({"error": ["EService:Unavailable"]}).encode())

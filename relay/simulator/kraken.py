@@ -413,7 +413,14 @@ def rest(world: World, method: str, path: str, headers: Mapping[str, str], body:
     """The list of markets; Kraken answers 200 to everything."""
     if method != "GET" or path.partition("?")[0] != "/0/public/AssetPairs":
         return Answer(200, b'{"error":["EGeneral:Unknown method"]}')
-    pairs = {name: {"altname": name.replace("/", ""), "status": "online"} for name in LISTED}
+    old = {"BTC": "XBT", "DOGE": "XDG"}
+    pairs = {}
+    for name in LISTED:
+        base, _, quote = name.partition("/")
+        # `wsname` is the v1 feed's; the keys are v2 names only where the client asks for that
+        wsname = f"{old.get(base, base)}/{quote}"
+        key = name if "assetVersion=1" in path else wsname.replace("/", "")
+        pairs[key] = {"altname": wsname.replace("/", ""), "wsname": wsname, "status": "online"}
     return Answer(200, json.dumps({"error": [], "result": pairs}).encode())
 
 
