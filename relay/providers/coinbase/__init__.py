@@ -48,7 +48,6 @@ from relay.providers.base import (
 from relay.providers.coinbase import listing
 from relay.providers.coinbase.asking import Asking, family
 from relay.providers.coinbase.levels import changes, sides
-from relay.providers.coinbase.listing import LISTING, to_raw
 from relay.providers.coinbase.wire import (
     MAPPED,
     USELESS,
@@ -488,8 +487,6 @@ SPEC = ProviderSpec(
     plan=plan,
     policy=Policy(first_secs=1.0, cap_secs=60.0),
     limits=Limits(connects=(8, 1.0), subscribes=(100, 1.0)),
-    listing=LISTING,
-    to_raw=to_raw,
     listing=Listing(listing.request, listing.read),
     to_raw=listing.to_raw,
 )

@@ -11,7 +11,6 @@ the book's checksum, read 2026-03-01; what is unwritten there was seen in record
 
 from relay.providers.base import ChannelSpec, Identity, Limits, Listing, ProviderSpec
 from relay.providers.kraken import listing
-from relay.providers.kraken.listing import LISTING
 from relay.providers.kraken.options import DEPTHS, MINUTES, KrakenOptions, KrakenShared, to_raw, to_symbol
 from relay.providers.kraken.session import Session
 from relay.retry import Policy
@@ -35,8 +34,6 @@ SPEC = ProviderSpec(
     shared=KrakenShared,
     policy=Policy(first_secs=1.0, cap_secs=60.0, slow_secs=600.0),
     limits=Limits(connects=(150, 600.0)),
-    listing=LISTING,
-    to_raw=lambda symbol, venue: to_raw(symbol),
     listing=Listing(listing.request, listing.read),
     to_raw=to_raw,
 )

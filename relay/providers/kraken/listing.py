@@ -5,15 +5,13 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from relay.providers.base import Listed, Listing, Request
-from relay.providers.kraken.options import to_raw, to_symbol
+from relay.providers.base import Listed, Request
+from relay.providers.kraken.options import to_symbol
 
 REST = "https://api.kraken.com"
 
 
 class _Pair(Struct):
-    wsname: str | None = None
-    """The v1 feed's name: `XBT/USD` for what v2 calls `BTC/USD`."""
     status: str = ""
 
 
@@ -25,21 +23,23 @@ class _Answer(Struct):
 _decode = msgspec.json.Decoder(_Answer).decode
 
 
-def _request(options: Any, base: str, prefix: str) -> Request:
-    return Request("symbols", "GET", f"{(base or REST).rstrip('/')}/0/public/AssetPairs")
+def request(options: Any) -> Request:
+    """Ask for all pairs, under their v2 names. Raises: ValueError where the address is another one without its REST."""
+    if options.url and not options.rest_url:
+        raise ValueError("the REST side of this url is not known: name it by `rest_url`")
+    return Request("symbols", "GET", f"{options.rest_url.rstrip('/') or REST}/0/public/AssetPairs?assetVersion=1")
 
 
-def _read(options: Any, body: bytes) -> list[Listed]:
-    answer = _decode(body)
+def read(options: Any, body: bytes) -> list[Listed]:
+    """Read the answer. Raises: ValueError where it is none, or an error of Kraken's."""
+    try:
+        answer = _decode(body)
+    except msgspec.DecodeError as error:
+        raise ValueError(f"not a list of pairs: {error}") from error
     if answer.error:
         raise ValueError(f"Kraken says {'; '.join(answer.error)[:200]}")
-    out = []
-    for pair in answer.result.values():
-        symbol = to_symbol(pair.wsname)[0] if pair.wsname else ""
-        raw = to_raw(symbol) if symbol else None
-        if raw is not None:  # dark pools have no name on the feed
-            out.append(Listed(raw, options.symbols.get(raw) or symbol, active=pair.status in ("", "online")))
-    return out
-
-
-LISTING = Listing(_request, _read)
+    return [
+        Listed(raw, options.symbols.get(raw) or to_symbol(raw)[0], active=pair.status in ("", "online"))
+        for raw, pair in answer.result.items()
+        if "/" in raw and not raw.endswith(".d")  # dark pools are not on the feed
+    ]
