@@ -402,12 +402,14 @@ class Listed(NamedTuple):
 
 @dataclass(frozen=True)
 class Listing:
-    """How to ask a provider, over REST, for all symbols that it offers."""
+    """How to ask a provider, over REST, for the symbols that it offers."""
 
     request: Callable[[Any], Request]
-    """Options to the call. Raises: ValueError where they lack what it needs."""
+    """Options to the call for all of them. Raises: ValueError where they lack what it needs."""
     read: Callable[[Any, bytes], list[Listed]]
     """Options and the body of the answer to the symbols, in the provider's order. Raises: ValueError."""
+    narrowed: Callable[[Any, str], Request] | None = None
+    """Options and the beginning of the wanted raw symbols to the call, where all would be too many."""
 
 
 @dataclass(frozen=True)
@@ -439,6 +441,8 @@ class ProviderSpec:
     """How to ask for all symbols; None: the provider lists none."""
     to_raw: Callable[[str], str] | None = None
     """Canonical symbol to raw symbol. Raises: ValueError naming what it cannot be."""
+    to_raw_at: Callable[[str, str], str | None] | None = None
+    """The same where symbols name a venue: canonical symbol and venue; None where it has no raw symbol."""
 
     account_channels: ClassVar[frozenset[str]] = model.ACCOUNT_CHANNELS
 

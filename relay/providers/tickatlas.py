@@ -441,5 +441,6 @@ SPEC = ProviderSpec(
     policy=Policy(first_secs=1.0, cap_secs=60.0, slow_secs=LIMIT_FIRST_SECS),
     limits=Limits(connections_max=2),
     key_url="https://tickatlas.com/dashboard",
+    to_raw=to_raw,
 )
 """TickAtlas, as PROVIDERS holds it."""

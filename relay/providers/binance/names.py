@@ -48,13 +48,11 @@ def split(raw: str) -> tuple[str, str] | None:
 
 
 def to_raw(symbol: str) -> str:
-    """`BTC-USDT` to `BTCUSDT`: joining is always right. Raises: ValueError where it is no spot pair."""
+    """`BTC-USDT` to `BTCUSDT`: joining is always right. Raises: ValueError where it is no pair and no whole name."""
     base, dash, quote = symbol.partition("-")
-    if dash and base and quote and "-" not in quote:
-        return symbols.unescape(base) + symbols.unescape(quote)
-    if not dash and symbol:
-        return symbols.unescape(symbol)
-    raise ValueError(f"{symbol!r} is no pair of two assets, such as BTC-USDT")
+    if not base or (dash and not quote) or "-" in quote:
+        raise ValueError(f"{symbol!r} is no pair of two assets, such as BTC-USDT")
+    return symbols.unescape(base) + (symbols.unescape(quote) if quote else "")
 
 
 def named(raw: str, pairs: Mapping[str, tuple[str, str]]) -> tuple[str, str | None]:

@@ -10,7 +10,8 @@ carry no closed flag. A raw symbol is CoinAPI's `symbol_id`, that of a rate the 
 from relay.model import Channel
 from relay.providers.base import ChannelSpec, Identity, Limits, ProviderSpec
 from relay.providers.coinapi.asking import BOOK_DEPTHS, KEY_URL, CoinApiOptions, CoinApiShared
-from relay.providers.coinapi.names import to_symbol
+from relay.providers.coinapi.listing import LISTING
+from relay.providers.coinapi.names import to_raw, to_symbol
 from relay.providers.coinapi.session import CoinApi
 from relay.retry import Policy
 
@@ -37,4 +38,6 @@ SPEC = ProviderSpec(
     limits=Limits(connects=(10, 10.0), subscribes=(10, 10.0), connections_max=1),
     patterns=True,
     key_url=KEY_URL,
+    listing=LISTING,
+    to_raw_at=to_raw,
 )

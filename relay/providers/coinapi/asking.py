@@ -21,6 +21,7 @@ class CoinApiOptions(Options, frozen=True, kw_only=True, forbid_unknown_fields=T
     pattern. Rates are pairs (`BTC/USD`) or assets (`BTC`)."""
 
     api_key: Secret = ""
+    rest_url: Annotated[str, Meta(description="Another REST base than https://rest.coinapi.io (symbol lists).")] = ""
     heartbeat: Annotated[bool, Meta(description="Ask for a heartbeat each second: a dead link is seen in 10 s.")] = True
     quotes_update_ms: Annotated[int, Meta(ge=0, description="Least time between two quotes of a symbol; 0: all.")] = 0
     books_update_ms: Annotated[
