@@ -22,6 +22,8 @@ RECENT_MS = 60_000
 """A run that ended so recently was ours: feeds start before Redis has said that nobody else has the name."""
 CONTACT_SECS = 3.0
 """Else feeds wait so long for a Redis that is reachable: a relay of the same name may be running."""
+AWAY_SECS = 1.0
+"""A planned stop waits so long for a Redis that is away."""
 DAMAGED_SECS = 10.0
 """After damage in the spool only Redis knows where its streams end."""
 
@@ -121,6 +123,12 @@ class Keeping:
                 spool.acknowledge({topic.name: topic.acked for topic in topics if topic.acked})
             spool.tidy(self._clock() // 1_000_000)
             self.outbox.flush()
+
+    def drain_secs(self, most: float) -> float:
+        """How long a planned stop waits for Redis: not long for one that is away, the spool keeps all."""
+        sink = self._sink
+        away = sink is not None and sink.state != "flowing"
+        return min(most, AWAY_SECS) if away and self.spool is not None and self.spool.ok else most
 
     def left(self, entries: int) -> None:
         """The last word of a planned stop: what Redis could not take is in the spool, or lost."""
