@@ -308,6 +308,23 @@ def test_a_snapshot_comes_again_by_count_and_by_time() -> None:
     assert held.tick(60 * SECOND) == []  # no change since
 
 
+def test_a_good_book_is_asked_for_again_where_losses_are_unseen() -> None:
+    held = books(refresh_secs=60)
+    held.want("X", 0)
+    held.snapshot("X", BIDS, ASKS, 0)
+    held.tick(59 * SECOND)
+    assert not held.pending
+    assert held.tick(60 * SECOND) == [] and held.resync(60 * SECOND) == ["X"]
+    assert kinds(held.delta("X", [("10", "3")], [], 61 * SECOND)) == ["BookDelta"]
+    assert kinds(held.snapshot("X", BIDS, ASKS, 61 * SECOND)) == ["BookSnapshot"]
+    held.tick(120 * SECOND)
+    assert not held.pending
+    held.tick(121 * SECOND)
+    assert held.resync(121 * SECOND) == ["X"]
+    assert kinds(held.tick(131 * SECOND)) == ["stale"], "an answer that does not come is a doubt"
+    assert held.resync(131 * SECOND) == ["X"]
+
+
 def test_a_quote_comes_of_a_changed_top_only() -> None:
     held = books(quotes=["X"])
     held.want("X", 0)

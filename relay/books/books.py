@@ -37,6 +37,7 @@ class Rules(NamedTuple):
 
 
 _PLAIN = Rules()
+_NONE_CAME = Doubt("snapshot_timeout", f"no snapshot within {SNAPSHOT_WAIT_NS // SECOND} s")
 
 
 class Buffered(NamedTuple):
@@ -56,7 +57,8 @@ class _Entry:
 
     __slots__ = (
         "asked_ns", "book", "buffer", "changed", "checked", "checksum", "crossed", "depth", "due", "good_ns", "odd",
-        "quoted", "raw", "since", "snapshot_ns", "symbol", "told", "top", "tries", "ts_event", "venue",
+        "quoted", "raw", "refreshing", "since", "snapshot_ns", "symbol", "told", "top", "tries", "ts_event", "venue",
+        "whole_ns",
     )  # fmt: skip
 
     def __init__(self, raw: str, symbol: str, venue: str | None, book: Book, depth: int | None, now_ns: int) -> None:
@@ -64,6 +66,8 @@ class _Entry:
         self.asked_ns = now_ns
         self.tries = 0  # requests in a row for another snapshot
         self.due = False  # another one must be asked for
+        self.refreshing = False  # it is, of a good book
+        self.whole_ns = now_ns  # when the provider's last snapshot came
         self.good_ns = 0  # since when it is good; 0: it is not
         self.told = False  # the doubt has been said
         self.odd = False  # its last snapshot was thrown away for unreadable levels
@@ -84,13 +88,15 @@ class Books:
 
     def __init__(
         self, names: Mapping[str, tuple[str, str | None]], rules: Rules = _PLAIN, *, depth_max: int = 1000,
-        snapshot_every: int = 5000, snapshot_secs: float = 60.0, quotes: Iterable[str] = (),
+        snapshot_every: int = 5000, snapshot_secs: float = 60.0, quotes: Iterable[str] = (), refresh_secs: float = 0.0,
     ) -> None:  # fmt: skip
         """`names`: raw symbol to (symbol, venue). `depth_max`: levels a side that go out. A snapshot goes out again
         after `snapshot_every` messages, and `snapshot_secs` after the last one if there was a change (0: never).
-        `quotes`: raw symbols whose best bid and ask go out as quotes."""
+        `quotes`: raw symbols whose best bid and ask go out as quotes. `refresh_secs`: a good book is asked for again
+        after this long, where a lost update cannot be seen (0: never)."""
         self._names, self._rules = names, rules
         self._depth_max, self._every, self._secs_ns = depth_max, snapshot_every, int(snapshot_secs * SECOND)
+        self._refresh_ns = int(refresh_secs * SECOND)
         self._quotes = frozenset(quotes)
         self._entries: dict[str, _Entry] = {}
         self._due: dict[str, None] = {}
@@ -162,7 +168,8 @@ class Books:
                 return self._in_doubt(entry, applied, now_ns)
             if applied is not None:
                 entry.checksum, entry.ts_event = one.checksum, one.ts_event
-        entry.good_ns = now_ns
+        entry.good_ns = entry.good_ns if entry.refreshing else now_ns
+        entry.whole_ns, entry.refreshing = now_ns, False
         entry.due = entry.told = entry.crossed = entry.odd = False
         self._due.pop(raw, None)
         out: list[Header] = [self._whole(entry, now_ns)]
@@ -233,11 +240,12 @@ class Books:
         out = []
         for raw in list(self._due):
             entry = self._entries[raw]
-            if entry.tries > 0 and now_ns - entry.asked_ns < self._pause(entry.tries):
+            if not entry.refreshing and entry.tries > 0 and now_ns - entry.asked_ns < self._pause(entry.tries):
                 continue
-            if entry.tries >= RESYNC_TRIES_MAX:
+            if entry.tries >= RESYNC_TRIES_MAX and not entry.refreshing:
                 raise SequenceGap(f"books {raw}: no lasting book after {entry.tries} requests", code="book_resync")
-            entry.tries += 1
+            if not entry.refreshing:
+                entry.tries += 1
             entry.asked_ns, entry.due = now_ns, False
             del self._due[raw]
             out.append(raw)
@@ -250,9 +258,14 @@ class Books:
             if entry.book.state == "good":
                 if self._secs_ns and entry.changed and now_ns - entry.snapshot_ns >= self._secs_ns:
                     out.append(self._whole(entry, now_ns))
+                if entry.refreshing:
+                    if not entry.due and now_ns - entry.asked_ns >= SNAPSHOT_WAIT_NS:
+                        out += self._in_doubt(entry, _NONE_CAME, now_ns)
+                elif self._refresh_ns and now_ns - entry.whole_ns >= self._refresh_ns:
+                    entry.refreshing = entry.due = True
+                    self._due[entry.raw] = None
             elif not entry.due and now_ns - entry.asked_ns >= SNAPSHOT_WAIT_NS:
-                text = f"no snapshot within {SNAPSHOT_WAIT_NS // SECOND} s"
-                out += self._in_doubt(entry, Doubt("snapshot_timeout", text), now_ns)
+                out += self._in_doubt(entry, _NONE_CAME, now_ns)
         return out
 
     def closed(self, now_ns: int) -> list[Header]:
@@ -272,7 +285,7 @@ class Books:
         if entry.good_ns and now_ns - entry.good_ns >= HEALTHY_NS:
             entry.tries = 0
         entry.book.doubt(*doubt)
-        entry.good_ns, entry.top, entry.due = 0, None, True
+        entry.good_ns, entry.top, entry.due, entry.refreshing = 0, None, True, False
         self._due[entry.raw] = None
         if entry.told:
             return []

@@ -448,9 +448,13 @@ class ProviderSpec:
 
 
 def order_books(
-    options: BookOptions, shared: Shared, names: Mapping[str, tuple[str, str | None]], rules: Rules
+    options: BookOptions,
+    shared: Shared,
+    names: Mapping[str, tuple[str, str | None]],
+    rules: Rules,
+    refresh_secs: float = 0.0,
 ) -> Books:
-    """Make the books of one session, as its options want them."""
+    """Make the books of one session, as its options want them; for `refresh_secs` see Books."""
     return Books(
         names,
         rules,
@@ -458,6 +462,7 @@ def order_books(
         snapshot_every=shared.book_snapshot_every,
         snapshot_secs=options.book_snapshot_secs,
         quotes=options.quotes_from_books,
+        refresh_secs=refresh_secs,
     )
 
 

@@ -89,6 +89,10 @@ _TOO_SLOW = re.compile(r"ErrSlowConsume|ErrSlowRead|Message too big", re.IGNOREC
 class CoinbaseOptions(BookOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Coinbase's section of relay.yaml. Symbols are product ids: `BTC-USD`."""
 
+    books_refresh_secs: Annotated[
+        float, Meta(ge=0, description="A book is asked for again after this long: lost updates are unseen; 0: never.")
+    ] = 3600.0
+
     rest_url: Annotated[str, Meta(description="Another REST base than https://api.exchange.coinbase.com.")] = ""
 
     def __post_init__(self) -> None:
@@ -106,7 +110,7 @@ class Session(BaseProvider):
         super().__init__(options, subscriptions, shared)
         self._symbols = SymbolTable(to_symbol, options.symbols)
         self._asking = Asking(self._symbols)
-        self._books = order_books(options, shared, self._symbols, Rules())
+        self._books = order_books(options, shared, self._symbols, Rules(), options.books_refresh_secs)
         self._everything = any(sub.raw == "*" for sub in subscriptions)  # frames without a configuration
         self._traded: dict[str, int] = {}  # product -> highest trade id that came or was told as lost; 0: none yet
         self._claims: dict[str, int] = {}  # product -> a heartbeat's trade id that has not come yet
