@@ -1,7 +1,7 @@
 """What the bridge tells the journal: every record of a run in one order, secrets masked, accounts left out.
 
-All methods but `encode` belong to the loop's thread and cost next to nothing there: a record is a tuple in a list, and
-the list is handed over in batches. A record is added before what it causes happens.
+A record is a tuple in a list; some hundred at once become lines and are handed over to the journal's thread. A record
+is added before what it causes happens.
 """
 
 import json
@@ -29,7 +29,7 @@ from relay.retry import Decision
 from relay.times import iso
 
 BATCH_RECORDS = 512
-"""Handed over at once: its encoding holds up the loop for half a millisecond at most."""
+"""Handed over at once: making lines of so many holds up the loop for a fifth of a millisecond."""
 BATCH_BYTES = 1024 * 1024
 IDLE_SECS = 30.0
 """How long ticks that may have done nothing wait for company."""
@@ -77,7 +77,6 @@ class Recorder:
             folder,
             f"{config.name}.{iso(run * 1_000_000).replace('-', '').replace(':', '')}",
             config.journal,
-            encode=self.encode,
             lost_line=lambda count, from_ns, why: line("lost", from_ns, "", Lost(count, from_ns, why)),
         )
         self._pending: list[Any] = []
@@ -146,7 +145,13 @@ class Recorder:
             if secrets is not None and not state.config.options.simulate:
                 for secret in secrets():
                     self._secrets[secret] = MASK
-        batch = Batch(pending[:], self._size + 64 * len(pending), _time(pending[0]), _time(pending[-1]), self._header)
+        try:
+            lines = self._lines(pending)
+        except Exception as error:  # a record that cannot be written down must not stop the relay
+            now_ns = _time(pending[0])
+            lost = Lost(len(pending), now_ns, f"{type(error).__name__}: {error}"[:500])
+            lines = line("lost", now_ns, "", lost)
+        batch = Batch(lines, len(pending), _time(pending[0]), _time(pending[-1]), self._header)
         pending.clear()
         self._size = 0
         self._header = None
@@ -248,9 +253,9 @@ class Recorder:
         self._append((do, conn, now_ns, data))
         self._size += size
 
-    # -- in the journal's thread -----------------------------------------------------------------------------------
+    # -- records to lines ------------------------------------------------------------------------------------------
 
-    def encode(self, batch: Sequence[Any]) -> bytes:
+    def _lines(self, batch: Sequence[Any]) -> bytes:
         """Turn records into lines."""
         conns = self._conns
         received = records.received
