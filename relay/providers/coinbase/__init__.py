@@ -342,10 +342,10 @@ class Session(BaseProvider):
             if not self._everything or len(list(books)) >= self.options.topics_max:
                 return ()
             books.want(raw, now_ns)
-        bids, asks, wrong = sides(message.bids, message.asks)
+        bids, asks, wrong, strange = sides(message.bids, message.asks)
         out: list[Output] = self._wrong(wrong, raw, frame)
         at = self._book_time(message.time, raw, frame, out)
-        out += books.snapshot(raw, bids, asks, now_ns, ts_event=at, unread=len(wrong))
+        out += books.snapshot(raw, bids, asks, now_ns, ts_event=at, unread=strange)
         if books.pending:
             self._asking.again(books.resync(now_ns))
         return out

@@ -1,15 +1,21 @@
 """Coinbase's book rows to levels, one by one: a broken row is told beside the good ones."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from relay.books import level
 from relay.model import Level
 
+_VENUES_OWN = re.compile(r"-?[0-9]+\.-[0-9]+")
+"""`0.-10000`: how the venue itself writes the size of a level now and then, seen by recorders; it says nothing."""
 
-def sides(message_bids: Sequence[Any], message_asks: Sequence[Any]) -> tuple[list[Level], list[Level], list[str]]:
-    """Read the rows of a snapshot; the third list says what is wrong with those left out."""
+
+def sides(message_bids: Sequence[Any], message_asks: Sequence[Any]) -> tuple[list[Level], list[Level], list[str], int]:
+    """Read the rows of a snapshot; the third list says what is wrong with those left out, the number how many of them
+    are broken otherwise than the venue's own bad sizes are."""
     wrong: list[str] = []
+    strange = 0
     out: list[list[Level]] = []
     for rows in (message_bids, message_asks):
         good: list[Level] = []
@@ -18,8 +24,10 @@ def sides(message_bids: Sequence[Any], message_asks: Sequence[Any]) -> tuple[lis
                 good.append(level(row[0], row[1]))
             except (ValueError, TypeError, LookupError) as error:
                 wrong.append(f"{str(row)[:100]}: {error}")
+                own = isinstance(row, list) and len(row) > 1 and isinstance(row[1], str)
+                strange += not (own and _VENUES_OWN.fullmatch(row[1]))
         out.append(good)
-    return out[0], out[1], wrong
+    return out[0], out[1], wrong, strange
 
 
 def changes(rows: Sequence[Any]) -> tuple[list[Level], list[Level], list[str]]:

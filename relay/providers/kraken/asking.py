@@ -13,7 +13,7 @@ from relay.errors import SessionError, SubscribeRefused
 from relay.model import Channel, Status
 from relay.providers.base import FROM_BOOK, Output, Send, Shared, Subscription, SymbolTable
 from relay.providers.kraken.options import MINUTES
-from relay.providers.kraken.wire import Envelope
+from relay.providers.kraken.wire import RAW_CHARS_MAX, Envelope
 
 ACK_NS = 10_000_000_000
 """How long a request may stay unanswered; answers come within milliseconds."""
@@ -125,7 +125,11 @@ class Asking:
             keys = [key for key in keys if key.channel in named]
         self._answered = self._answered or bool(keys)
         if not keys:
-            return [Status(event="notice", code="provider_error", text=text)], []
+            named_raw = raw if isinstance(raw, str) and len(raw) <= RAW_CHARS_MAX else None
+            symbol, venue = self._symbols[named_raw] if named_raw else (None, None)
+            return [
+                Status(event="refused", raw_symbol=named_raw, symbol=symbol, venue=venue, code="refused", text=text)
+            ], []
         return self._refuse(keys, text), keys
 
     def tick(self, now_ns: int) -> tuple[list[Output], list[Key]]:
