@@ -437,6 +437,8 @@ class ProviderSpec:
     """Subscriptions may end with `*`."""
     key_url: str = ""
     """Where a person gets a key; empty: no key needed."""
+    examples: tuple[str, ...] = ()
+    """Raw symbols that everybody knows, to begin with."""
     listing: Listing | None = None
     """How to ask for all symbols; None: the provider lists none."""
     to_raw: Callable[[str], str] | None = None

@@ -437,6 +437,7 @@ SPEC = ProviderSpec(
         "bars": ChannelSpec(cadence_secs=180.0, params="interval", allowed=("1m",)),
     },
     rule=to_symbol,
+    examples=("EURUSD", "XAUUSD"),
     shared=TickAtlasShared,
     policy=Policy(first_secs=1.0, cap_secs=60.0, slow_secs=LIMIT_FIRST_SECS),
     limits=Limits(connections_max=2),

@@ -32,6 +32,7 @@ SPEC = ProviderSpec(
         "account": ChannelSpec(account=True),
     },
     rule=to_symbol,
+    examples=("AAPL", "MSFT"),
     shared=AriesShared,
     plan=plan,
     subscribed=subscribed,

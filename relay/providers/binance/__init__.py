@@ -94,6 +94,7 @@ SPEC = ProviderSpec(
     session=Session,
     channels=_CHANNELS,
     rule=to_symbol,
+    examples=("BTCUSDT", "ETHUSDT"),
     shared=BinanceShared,
     plan=plan,
     policy=Policy(first_secs=1.0, cap_secs=60.0),

@@ -32,6 +32,7 @@ SPEC = ProviderSpec(
     session=CoinApi,
     channels=_CHANNELS,
     rule=to_symbol,
+    examples=("COINBASE_SPOT_BTC_USD", "COINBASE_SPOT_ETH_USD"),
     source="venue",
     shared=CoinApiShared,
     policy=Policy(first_secs=1.0, cap_secs=60.0),

@@ -488,6 +488,7 @@ SPEC = ProviderSpec(
         "books": ChannelSpec(cadence_secs=BOOK_QUIET_SECS, params="depth", allowed=("full",)),
     },
     rule=to_symbol,
+    examples=("BTC-USD", "ETH-USD"),
     plan=plan,
     policy=Policy(first_secs=1.0, cap_secs=60.0),
     limits=Limits(connects=(8, 1.0), subscribes=(100, 1.0)),

@@ -29,6 +29,7 @@ SPEC = ProviderSpec(
         "orders": ChannelSpec(cadence_secs=0.0, account=True),
     },
     rule=to_symbol,
+    examples=("TSLA", "GOLD"),
     shared=EtoroShared,
     plan=plan,
     subscribed=subscribed,

@@ -31,6 +31,7 @@ SPEC = ProviderSpec(
         "instruments": ChannelSpec(cadence_secs=0.0),
     },
     rule=to_symbol,
+    examples=("BTC/USD", "ETH/USD"),
     shared=KrakenShared,
     policy=Policy(first_secs=1.0, cap_secs=60.0, slow_secs=600.0),
     limits=Limits(connects=(150, 600.0)),
