@@ -24,8 +24,8 @@ command and forgets you when you are slow or gone.
 
 - **Stream**: `XREAD COUNT 500 BLOCK 2000 STREAMS <topic> <last id>`; the field `data` of each entry is the document.
   Keep the id of the last entry that you have handled, and give it again after a restart. Begin with `0-0` (all that is
-  kept) or with the id of the newest entry (`XREVRANGE <topic> + - COUNT 1`; `$` only for the very first call, because
-  what comes between two calls with `$` is lost).
+  kept) or with the id of the newest entry (`XREVRANGE <topic> + - COUNT 1`); not with `$`, because what comes between
+  two calls with `$` is lost. A topic that does not exist yet can be waited for: give `0-0`.
 - **Channel**: `SUBSCRIBE <topic>`. The id of a message's stream entry is `<floor(ts_recv / 1000000)>-<seq>`: after a
   hole in `seq`, or a new connection, read what you missed by `XRANGE <topic> (<id of your last> +`. Subscribe first,
   read the stream then, and drop from the channel what you have had.
@@ -33,13 +33,17 @@ command and forgets you when you are slow or gone.
   start of the relay: `seq` begins at 1 again. If the next number is not the expected one, *you* have missed something;
   where the stream does not have it either, it was trimmed. When `run` changes, read the stream behind your last id too.
 - **What the provider never delivered** is said in band: a `status` message with `event: gap` stands in the topic before
-  the first message behind the hole. `event: stale`: show no older price as live until `fresh` or the next message.
+  the first message behind the hole. `event: stale`: show no older price as live until `fresh` or the next message. The
+  status topic has a copy of each, whose `topic` names the topic that it concerns.
+- **One source a topic**: one provider (or one venue of it) numbers and orders a topic; `provider` says which. With
+  `merge: true` in relay.yaml several may share it.
 - **Numbers** that are prices, sizes or rates are decimal text with the provider's digits; parse them as decimals.
 - **Times** are integers, nanoseconds since 1970-01-01 UTC, and exceed 2^53: a JavaScript `JSON.parse` is up to 128 ns
   off, which near a full millisecond makes the wrong entry id. Take the digits from the text and use `BigInt`.
 - **Absent means unknown.** There is no null. New fields and new kinds of messages may come: ignore what is new to you.
-- **Which topics are there**: `HKEYS relay:topics` (each value is JSON: `kind`, `provider`, `relay`, `first_seen`). A topic
-  appears with its first message. Names can be changed by templates in relay.yaml; the ones here are the defaults.
+- **Which topics are there**: `HKEYS relay:topics` (each value is JSON: `kind`, `provider`, `relay`, `first_seen`). A
+  topic appears with its first message; look again now and then. Names can be changed by templates in relay.yaml; the
+  ones here are the defaults.
 - **Prefix**: a relay with `redis.prefix` puts it before every topic and before `relay:topics`. Made-up prices (each
   message bears `origin: simulated`) stand under `sim.`, except on the bundled server of a relay that simulates all.
 """
@@ -74,8 +78,9 @@ _MEANS: Mapping[str, str] = {
     "rates": "Reference values of a symbol.",
     "greeks": "Sensitivities of an option.",
     "instruments": "What is known of a symbol.",
-    "books": "Order book: a snapshot replaces it, a delta sets the sizes it names (0 removes a level). Behind a `gap` "
-    "the book is not right until the next snapshot.",
+    "books": "Order book: a snapshot replaces it, a delta sets the sizes it names; a size of zero (`0`, `0.000`) "
+    "removes the level. Prices are compared as numbers; keep the sides sorted yourself. Begin with a snapshot: what is "
+    "kept of a stream may begin with deltas. Behind a `gap` the book is not right until the next snapshot.",
     "orders": "Orders of an account.",
     "positions": "Positions of an account.",
     "balances": "Balances of an account.",

@@ -1,6 +1,7 @@
 """The AsyncAPI document is valid by the official schema, says what the relay does, and resolves; so do the types."""
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -8,14 +9,17 @@ from typing import Any
 
 import jsonschema
 import pytest
+import redis
 from click.testing import CliRunner
 from jsonschema import Draft7Validator
+from relays import config_of, relay_of, until
 
 from relay import asyncapi, model, schema, typescript
 from relay.cli.schema import command
 from relay.config.structs import RedisConfig
 from relay.topics import DEFAULT_TEMPLATES, Topics
 
+ROOT = Path(__file__).resolve().parents[1]
 OFFICIAL = Path(__file__).parent / "data" / "asyncapi-3.0.0.json"
 
 
@@ -93,6 +97,49 @@ def test_examples_are_valid_and_payloads_say_the_same_as_the_schemas(document: d
         if "bids" in example["payload"]:
             assert not validator.is_valid({**example["payload"], "bids": [["1"]]})
             assert not validator.is_valid({**example["payload"], "bids": [["1", "2", "3"]]})
+
+
+async def test_whole_relay_publishes_what_the_document_says(
+    document: dict[str, Any], redis_url: str, tmp_path: Path
+) -> None:
+    """A consumer that knows the document alone: every topic, field, id, number and message of all providers."""
+    shipped = (ROOT / "relay.yaml").read_text(encoding="utf-8")
+    text = f"redis: {{url: {redis_url}}}\n" + shipped[shipped.index("\nproviders:") :]
+    prefix = document["x-relay"]["prefix-simulated"]
+    topics_key = prefix + document["x-relay"]["topics-key"]
+    async with relay_of(config_of(text, tmp_path)):
+        wanted = {"quotes", "trades", "bars", "books", "status"}
+        with redis.Redis.from_url(redis_url) as client:
+            kinds: set[str] = set()
+
+            def seen() -> bool:
+                listed = client.hgetall(topics_key)
+                kinds.update(json.loads(value)["kind"] for value in listed.values())
+                return kinds >= wanted and all(client.xlen(name) > 5 for name in listed if b"quotes." in name)
+
+            await until(seen, 30)
+    channels = {
+        name: re.compile(
+            re.escape(prefix) + re.sub(r"\\{[a-z]+\\}", "[A-Za-z0-9._-]+", re.escape(channel["address"])) + "$"
+        )
+        for name, channel in document["channels"].items()
+    }
+    validators = {name: Draft7Validator(found) for name, found in document["components"]["schemas"].items()}
+    with redis.Redis.from_url(redis_url, decode_responses=True) as client:
+        for topic, value in client.hgetall(topics_key).items():
+            assert set(json.loads(value)) == set(document["x-relay"]["topics-value"])
+            names = [name for name, pattern in channels.items() if pattern.match(topic)]
+            assert json.loads(value)["kind"] in {name.removesuffix("_by_venue") for name in names}, topic
+            expected = 0
+            for entry_id, fields in client.xrange(topic):
+                channel = document["channels"][names[-1]]
+                assert list(fields) == [channel["x-stream"]["field"]]
+                message = json.loads(fields["data"])
+                assert message["type"] in channel["messages"], topic
+                validators[message["type"]].validate(message)
+                expected += 1
+                assert message["seq"] == expected and entry_id == f"{message['ts_recv'] // 1_000_000}-{message['seq']}"
+                assert message.get("origin") == "simulated" or message["type"] == "status"
 
 
 def test_command_prints_it(document: dict[str, Any]) -> None:
