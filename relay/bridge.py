@@ -5,9 +5,10 @@ what Redis could not take, and the order of shutdown is feeds, outbox, sink, ser
 """
 
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import msgspec
@@ -18,12 +19,15 @@ from relay.config import Config, ProviderConfig, data_dir_of, secrets_of
 from relay.embedded import EmbeddedServer
 from relay.errors import RelayError, SessionError
 from relay.feed import Feed, SharedLimits
-from relay.intake import Intake, Source
+from relay.intake import Intake
 from relay.keeping import Keeping
 from relay.model import Status
 from relay.outbox import Outbox
-from relay.providers.base import Frame, Planned, Provider, Reply, Request, Send, Shared, Subscription
+from relay.overview import Overview, Summary
+from relay.provider_state import Note, ProviderState
+from relay.providers.base import Frame, Provider, Reply, Request, Send, Shared, Subscription
 from relay.redaction import Redactor
+from relay.repeats import Repeats
 from relay.retry import Decision
 from relay.saying import Saying
 from relay.sink import Sink
@@ -46,29 +50,6 @@ Event = Callable[..., None]
 """`event(level, text, **fields)`: one line per state change."""
 
 
-class Note(NamedTuple):
-    """The last change of a connection: when it came, why, and when the next try is due (None: no try, or it is up)."""
-
-    since_ns: int
-    why: str = ""
-    next_ns: int | None = None
-
-
-class ProviderState:
-    """One configured provider at run time: what `relay run` shows of it."""
-
-    def __init__(
-        self, config: ProviderConfig, options: Any, source: Source, shared: Shared, limits: SharedLimits
-    ) -> None:
-        """`options` are what its sessions get: those of the config, pointed at the simulator where it plays."""
-        self.config, self.options, self.source, self.shared, self.limits = config, options, source, shared, limits
-        self.plans: dict[str, Planned] = {planned.label: planned for planned in config.connections}
-        self.feeds: list[Feed] = []
-        self.live: dict[str, bool] = {}  # connection label -> a session is open and has carried data
-        self.stopped: dict[str, str] = {}  # connection label -> why it will not be tried again
-        self.notes: dict[str, Note] = {}
-
-
 class Bridge:
     """One relay: the handler of all its feeds, the owner of its intake, outbox and sink."""
 
@@ -83,7 +64,8 @@ class Bridge:
     ) -> None:
         """`redactor`: the log's own, which learns here of the secrets that come at run time."""
         self.redactor = redactor or Redactor(secrets_of(config))
-        self.config, self.event, self.takeover = config, event, takeover
+        self.config, self.takeover = config, takeover
+        self.event = Repeats(event, time.monotonic)
         self.clock = clock or Clock()
         self.run = self.clock() // 1_000_000
         self.server: EmbeddedServer | None = None
@@ -101,6 +83,7 @@ class Bridge:
         self.asked: Callable[[Feed, str, int, tuple[Any, ...]], None] | None = None
         self._private: frozenset[Feed] = frozenset()
         self.vitals = Vitals(self.clock)
+        self._summary = Summary(self)
         self.http: HttpServer | None = None
         self.reloading = anyio.Lock()
         self.start_feed: Callable[[Feed], None] = lambda feed: None  # until the first contact none is started
@@ -150,7 +133,6 @@ class Bridge:
     def _open_http(self, stack: contextlib.AsyncExitStack) -> None:
         from relay.http import HttpServer, Pages
         from relay.metrics import registry_of
-        from relay.overview import Overview
 
         self.http = HttpServer(self.config.http, Pages(registry_of(self), self.is_ready, Overview(self).document))
         stack.callback(self.http.close)
@@ -344,6 +326,8 @@ class Bridge:
             if self.intake.watch(now) and self.recorder is not None:
                 self.recorder.watch(now)
             self.sink.notify()
+            self.event.flush()
+            self._summary.tick()
             for name, state in self.providers.items():
                 self._states.save(name, state.shared)
 

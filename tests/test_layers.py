@@ -20,7 +20,10 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     ("version", frozenset({"relay"})),
     ("errors", named("errors")),
     ("model", named("model")),
-    ("helpers", named("numbers times symbols topics redaction saying codec retry schema stats histogram books")),
+    (
+        "helpers",
+        named("numbers times symbols topics redaction saying codec retry schema stats histogram repeats books"),
+    ),
     ("contract", named("providers.base")),
     # helpers that speak of the contract (and are handed the table of providers, so that they know none of them)
     (
@@ -30,7 +33,7 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     ("providers", frozenset()),  # relay.providers.<name>, each for itself
     ("table of providers", named("providers")),
     ("IO", named("client clock embedded feed systemd http journal log sink state_files spool")),
-    ("whole", named("bridge vitals metrics overview reload simulator recording player keeping")),
+    ("whole", named("bridge provider_state vitals metrics overview reload simulator recording player keeping")),
     ("cli", named("cli __main__")),
 )
 """Lowest first; a package stands for all that is in it."""
