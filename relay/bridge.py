@@ -294,6 +294,7 @@ class Bridge:
             lambda: outbox.topics,
             self.providers,
             self._recording_event,
+            self.redactor,
         )
         recorder.begin(self.clock())
         self.frame, self.asked, self._private = recorder.frame, recorder.asked, recorder.private
@@ -373,7 +374,7 @@ class Bridge:
     def _learn_secrets(self, shared: Shared) -> None:
         """Hide what a provider has got by now (fresh tokens), besides what the configuration holds."""
         secrets = getattr(shared, "secrets", None)
-        if secrets is not None:
+        if secrets is not None and not shared.options.simulate:
             self.redactor.add(secrets())
 
     def session_opened(self, feed: Feed, provider: Provider, now_ns: int) -> None:

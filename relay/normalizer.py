@@ -11,6 +11,7 @@ from relay import model
 from relay.errors import SessionError
 from relay.intake import Intake, Source
 from relay.providers.base import Frame, Options, Output, ProviderSpec, Subscription
+from relay.redaction import Redactor
 from relay.topics import Topics
 
 
@@ -77,12 +78,13 @@ class Normalizer:
         topics: Topics | None = None,
         merge: bool = True,
         origin: model.Origin | None = None,
+        redactor: Redactor | None = None,
     ) -> None:
         """`subscriptions` None: every symbol counts as subscribed."""
         self.spec, self.options = spec, options
         self.collector = Collector()
         self.shared = spec.shared(options, account)
-        self.intake = Intake(topics or Topics("relay"), self.collector, run, merge=merge)
+        self.intake = Intake(topics or Topics("relay"), self.collector, run, merge=merge, redactor=redactor)
         self.source: Source = self.intake.source(name or spec.name, spec, self.shared, subscriptions, origin=origin)
         self.subscriptions = everything(spec) if subscriptions is None else subscriptions
         self.session: Any = None

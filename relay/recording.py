@@ -4,27 +4,26 @@ A record is a tuple in a list; some hundred at once become lines and are handed 
 is added before what it causes happens.
 """
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import quote
 
 import anyio
 import anyio.to_thread
 import msgspec
 
 from relay import __version__, model, records
-from relay.config import Config, ProviderConfig, secrets_of
+from relay.config import Config, ProviderConfig
 from relay.errors import SessionError
 from relay.feed import Feed
 from relay.intake import Intake, Source
 from relay.journal import Batch, Journal
 from relay.model import ACCOUNT_CHANNELS, CHANNEL_OF
-from relay.providers.base import Frame, Output, Request, Send, Shared, Subscription, secret_options
+from relay.providers.base import Frame, Output, Request, Send, Shared, Subscription, secret_maps, secret_options
 from relay.records import Changed, Connection, Ended, Header, Lost, Other, ProviderHeader, Withheld, line
+from relay.redaction import MASK, Redactor
 from relay.retry import Decision
 from relay.times import iso
 
@@ -33,9 +32,6 @@ BATCH_RECORDS = 512
 BATCH_BYTES = 1024 * 1024
 IDLE_SECS = 30.0
 """How long ticks that may have done nothing wait for company."""
-MASK = "***"
-HEADER_SECRET_CHARS_MIN = 4
-"""Shorter texts are not looked for in options and replies, where they would hit ordinary words."""
 _TELLING: tuple[type[model.Header], ...] = (
     model.Reject,
     *(cls for cls, channel in CHANNEL_OF.items() if channel in ACCOUNT_CHANNELS),
@@ -68,6 +64,7 @@ class Recorder:
         topics: Callable[[], Mapping[str, Any]],
         providers: Mapping[str, Any],
         tell: Tell,
+        redactor: Redactor,
     ) -> None:
         self.config, self.folder, self.run, self.intake = config, folder, run, intake
         self._earlier, self._topics, self._tell = earlier, topics, tell
@@ -87,7 +84,7 @@ class Recorder:
         self._plans: dict[str, Sequence[Subscription]] = {}
         self._open: dict[str, None] = {}
         self._header: Callable[[int], bytes] | None = None
-        self._secrets = {secret: MASK for secret in secrets_of(config)}
+        self._redactor = redactor
         self._said = "recording"
 
     # -- life ----------------------------------------------------------------------------------------------------
@@ -140,11 +137,6 @@ class Recorder:
         pending = self._pending
         if not pending:
             return
-        for state in self._providers.values():
-            secrets = getattr(state.shared, "secrets", None)
-            if secrets is not None and not state.config.options.simulate:
-                for secret in secrets():
-                    self._secrets[secret] = MASK
         try:
             lines = self._lines(pending)
         except Exception as error:  # a record that cannot be written down must not stop the relay
@@ -259,6 +251,8 @@ class Recorder:
         """Turn records into lines."""
         conns = self._conns
         received = records.received
+        if self._redactor.finds(b"\n".join([record[1].data for record in batch if len(record) == 2])):
+            received = self._received
         lines = [
             received(conns[record[0]], record[1]) if len(record) == 2 else self._other(*record) for record in batch
         ]
@@ -268,17 +262,17 @@ class Recorder:
         if do == "out":
             data = self._sent(data)
         elif do == "reply":
-            data = records.masked(msgspec.to_builtins(records.reply_data(data)), self._long())
+            data = self._redactor.tree(msgspec.to_builtins(records.reply_data(data)))
+        elif do == "closed":
+            data = self._redactor.tree(msgspec.to_builtins(data))
         return Other(do, conn, now_ns, data)
 
-    def _long(self) -> dict[str, str]:
-        return {s: mask for s, mask in list(self._secrets.items()) if len(s) >= HEADER_SECRET_CHARS_MIN}
+    def _received(self, conn: str, frame: Frame) -> records.Received:
+        """The record of a received frame without secrets: a peer may give back what it was told."""
+        return records.received(conn, frame._replace(data=self._redactor.data(frame.data)))
 
     def _sent(self, send: Send | Request) -> dict[str, Any]:
         """What is recorded of something sent: no headers, and no secret in any spelling that the wire has for it."""
-        found: dict[str, str] = {}
-        for secret in sorted(self._secrets, key=len, reverse=True):
-            found |= dict.fromkeys((secret, json.dumps(secret)[1:-1], quote(secret, safe=""), quote(secret)), MASK)
         if isinstance(send, Request):
             plain = {"tag": send.tag, "method": send.method, "url": send.url}
             body = send.body
@@ -289,14 +283,14 @@ class Recorder:
             plain = {"frame": text}
             if isinstance(send.data, bytes):
                 plain["binary"] = "yes"
-        out: dict[str, Any] = records.masked(plain, found)
+        out: dict[str, Any] = self._redactor.tree(plain)
         return out
 
     # -- the header ------------------------------------------------------------------------------------------------
 
     def _snapshot(self, now_ns: int) -> Callable[[int], bytes]:
         """Take down what a replay must know at this moment; gives the maker of the header line."""
-        config, secrets = self.config, self._long()
+        config, redactor = self.config, self._redactor
         providers = {}
         for name, state in self._providers.items():
             options = state.shared.options
@@ -304,17 +298,19 @@ class Recorder:
             for secret in secret_options(type(options)):
                 if plain.get(secret):
                     plain[secret] = MASK
+            for secret in secret_maps(type(options)):
+                plain[secret] = dict.fromkeys(plain.get(secret, ()), MASK)
             held = getattr(state.shared, "state", None)
             source = state.source
             providers[name] = ProviderHeader(
                 type=state.config.spec.name,
-                options=records.masked(plain, secrets),
+                options=redactor.tree(plain),
                 subscriptions=list(state.config.subscriptions),
                 connections=[Connection(p.label, list(p.subscriptions)) for p in state.config.connections],
                 account=state.shared.account,
                 origin=source.origin,
                 prefix=source.names.prefix if source.names is not self.intake.names else None,
-                state=records.masked(held(), secrets) if held is not None else None,
+                state=redactor.tree(held()) if held is not None else None,
             )
         header = Header(
             format=records.FORMAT,

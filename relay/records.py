@@ -18,7 +18,6 @@
 """
 
 import base64
-from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -211,17 +210,3 @@ def reply_of(record: Record) -> Reply:
 def data_of(record: Record, kind: type[Any]) -> Any:
     """The data of a record. Raises: msgspec.MsgspecError."""
     return msgspec.json.decode(record.data, type=kind)
-
-
-def masked(value: Any, secrets: Mapping[str, str]) -> Any:
-    """Replace secrets (text to what stands for it) in all texts of a JSON-like value."""
-    if isinstance(value, str):
-        for secret, mask in secrets.items():
-            if secret in value:
-                value = value.replace(secret, mask)
-        return value
-    if isinstance(value, dict):
-        return {masked(key, secrets): masked(item, secrets) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [masked(item, secrets) for item in value]
-    return value

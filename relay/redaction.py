@@ -29,7 +29,7 @@ class Redactor:
         self._known: set[str] = set()
         self._spellings: list[str] = []
         self._starts: re.Pattern[str] | None = None
-        self._start_bytes: re.Pattern[bytes] | None = None
+        self._start_bytes: tuple[bytes, ...] = ()
         self.add(secrets)
 
     def add(self, secrets: Iterable[str]) -> None:
@@ -42,11 +42,11 @@ class Redactor:
         self._spellings = sorted(found, key=len, reverse=True)
         starts = sorted({spelling[:START_CHARS] for spelling in found}, key=len, reverse=True)
         self._starts = re.compile("|".join(map(re.escape, starts)))
-        self._start_bytes = re.compile(b"|".join(re.escape(start.encode("utf-8", "replace")) for start in starts))
+        self._start_bytes = tuple(start.encode("utf-8", "replace") for start in starts)
 
     def text(self, text: str) -> str:
         """Give the text without secrets."""
-        text = self._hidden(text)
+        text = self.known(text)
         if "://" in text:
             text = _USERINFO.sub(MASK + "@", text)
         if "=" in text:
@@ -55,11 +55,27 @@ class Redactor:
 
     def data(self, data: bytes) -> bytes:
         """Give a frame without registered secrets; byte for byte the same where it holds none."""
-        if self._start_bytes is None or self._start_bytes.search(data) is None:
+        if not self.finds(data):
             return data
-        return self._hidden(data.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
+        return self.known(data.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
 
-    def _hidden(self, text: str) -> str:
+    def finds(self, data: bytes) -> bool:
+        """Tell whether there may be a secret in some bytes; fast."""
+        # a few fast searches; one for an alternation would be slow
+        return any(start in data for start in self._start_bytes)
+
+    def tree(self, value: Any) -> Any:
+        """Give a JSON-like value without registered secrets in any of its texts."""
+        if isinstance(value, str):
+            return self.known(value)
+        if isinstance(value, dict):
+            return {self.tree(key): self.tree(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self.tree(item) for item in value]
+        return value
+
+    def known(self, text: str) -> str:
+        """Give the text without registered secrets; what only looks like one stays."""
         if self._starts is None:
             return text
         parts: list[str] = []

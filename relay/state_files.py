@@ -1,4 +1,4 @@
-"""IO: what providers keep between runs (instrument lists, a rotated token), a file each, for the owner alone to read."""
+"""IO: what providers keep between runs (instrument lists, a rotated token), a file each that the owner alone reads."""
 
 import json
 import os

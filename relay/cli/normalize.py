@@ -35,12 +35,21 @@ def command(provider: str, file: str, config: str | None, topics: bool) -> None:
 
     if config is not None:
         from relay.cli._common import read_config
+        from relay.config import secrets_of
+        from relay.redaction import Redactor
 
         loaded = read_config(config)
         if provider not in loaded.providers:
             raise click.UsageError(usage_near("provider", provider, loaded.providers))
         section = loaded.providers[provider]
-        normalizer = Normalizer(section.spec, section.options, section.subscriptions, name=provider)
+        normalizer = Normalizer(
+            section.spec,
+            section.options,
+            section.subscriptions,
+            name=provider,
+            account=section.account,
+            redactor=Redactor(secrets_of(loaded)),
+        )
     else:
         if provider not in PROVIDERS:
             raise click.UsageError(usage_near("provider", provider, PROVIDERS))

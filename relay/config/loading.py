@@ -1,6 +1,7 @@
 """The whole way from the text of relay.yaml to a `Config`, with every problem of the file at once."""
 
 from collections.abc import Callable, Mapping
+from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
 
@@ -10,12 +11,16 @@ from relay.config.redis_target import check_redis
 from relay.config.sections import SIMULATED_KEY, as_config, check_together, read_provider
 from relay.config.structs import Config, ProviderConfig, Settings
 from relay.config.values import Reader
-from relay.providers.base import ProviderSpec, secret_options
+from relay.providers.base import ProviderSpec, secret_maps, secret_options
 from relay.topics import DEFAULT_TEMPLATES, PLACEHOLDERS, compile_template
 
 PROVIDERS_MAX = 256
 
 _TOP = {"providers": "the providers"}
+
+
+QUERY_SECRET_CHARS_MIN = 8
+"""A query value of an address may be a ticket; a shorter one (`v=2`) is none and looks like ordinary text."""
 
 
 def load(
@@ -154,10 +159,15 @@ def secrets_of(config: Config) -> list[str]:
 def _secrets(value: object) -> list[str]:
     out: list[str] = []
     if isinstance(value, msgspec.Struct):
-        names = secret_options(type(value))
+        names, maps = secret_options(type(value)), secret_maps(type(value))
         for name in value.__struct_fields__:
             item = getattr(value, name)
-            out += ([item] if item else []) if name in names else _secrets(item)
+            if name in maps:
+                out += [text for text in item.values() if text]
+            elif name.endswith("url") and isinstance(item, str) and "?" in item:
+                out += [text for _, text in parse_qsl(urlsplit(item).query) if len(text) >= QUERY_SECRET_CHARS_MIN]
+            else:
+                out += ([item] if item else []) if name in names else _secrets(item)
     elif isinstance(value, (list, tuple)):
         out += [secret for item in value for secret in _secrets(item)]
     elif isinstance(value, dict):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, inspect
 
 from relay import model
 from relay.books import Books, Rules
@@ -181,7 +181,7 @@ class Redacted:
     __slots__ = ()
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
-        secrets = secret_options(type(self))
+        secrets = (*secret_options(type(self)), *secret_maps(type(self)))
         shown = [(name, getattr(self, name)) for name in getattr(self, "__struct_fields__", ())]
         return [(name, "***" if name in secrets and value else value) for name, value in shown]
 
@@ -482,13 +482,24 @@ def reject(reason: model.RejectReason, detail: str, frame: bytes | str | None = 
 
 def secret_options(options: type[Any]) -> list[str]:
     """Names of the options that are secrets."""
-    from msgspec import inspect
+    return _secret(options, inspect.StrType)
 
+
+def secret_maps(options: type[Any]) -> list[str]:
+    """Names of the options that are mappings whose values are secrets."""
+    return _secret(options, inspect.DictType)
+
+
+def _secret(options: type[Any], kind: type[inspect.Type]) -> list[str]:
     found = []
     info = inspect.type_info(options)
     assert isinstance(info, inspect.StructType)
     for item in info.fields:
         kinds = item.type.types if isinstance(item.type, inspect.UnionType) else (item.type,)
-        if any(isinstance(k, inspect.Metadata) and (k.extra or {}).get("secret") for k in kinds):
-            found.append(item.name)
+        for one in kinds:
+            secret = False
+            while isinstance(one, inspect.Metadata):
+                secret, one = secret or bool((one.extra or {}).get("secret")), one.type
+            if secret and isinstance(one, kind):
+                found.append(item.name)
     return found

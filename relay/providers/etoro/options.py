@@ -45,7 +45,10 @@ class EtoroOptions(base.Options, frozen=True, kw_only=True, forbid_unknown_field
         ),
     ] = "inband"
     rest_url: Annotated[str, Meta(description="Another REST base than https://public-api.etoro.com.")] = ""
-    query: Annotated[dict[str, str], Meta(description="More query parameters of the WebSocket address.")] = {}
+    query: Annotated[
+        dict[str, str],
+        Meta(extra={"secret": True}, description="More query parameters of the WebSocket address; taken as secrets."),
+    ] = {}
     subprotocols: Annotated[tuple[str, ...], Meta(description="WebSocket subprotocols to offer.")] = ()
     account: Annotated[str, Meta(description="Our label of the account in topic names.")] = "main"
     orders: Annotated[bool, Meta(description="Order events of the account, topic orders.<account>.")] = False
