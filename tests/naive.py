@@ -6,13 +6,14 @@
 import asyncio
 import json
 import sys
+from urllib.parse import urlsplit
 
-import redis.asyncio
+import redis
 from websockets.asyncio.client import connect
 
 
 async def main(port: str, url: str) -> None:
-    client = redis.asyncio.Redis.from_url(url)
+    client = redis.Redis(port=urlsplit(url).port or 6379)
     async with connect(f"ws://127.0.0.1:{port}/", compression=None) as socket:
         await socket.send(json.dumps({"type": "subscribe", "channels": ["matches"]}))
         waiting: list[tuple[str, bytes]] = []
@@ -26,7 +27,7 @@ async def main(port: str, url: str) -> None:
                 for name, body_bytes in waiting:
                     pipe.xadd(name, {"data": body_bytes})
                 waiting = []
-                await pipe.execute()
+                pipe.execute()
 
 
 if __name__ == "__main__":
