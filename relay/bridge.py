@@ -257,7 +257,7 @@ class Bridge:
                     feeds.cancel_scope.cancel()
                 if self.recorder is not None:
                     await self.recorder.close()
-                left = await self.sink.drain(DRAIN_SECS)
+                left = await self.sink.drain(self.keeping.drain_secs(DRAIN_SECS))
                 await self.sink.stop()
                 self.keeping.left(left)
                 tasks.cancel_scope.cancel()
