@@ -1,0 +1,246 @@
+"""The spool on disk: what comes back after cuts, flipped bits, full disks, and what it refuses."""
+
+import errno
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sinks import dose
+
+from relay.errors import SpoolError, SpoolUnusable
+from relay.outbox import NOTHING, Position, Topic
+from relay.spool import Spool
+from relay.spool.layout import file_head
+
+
+def spool_in(folder: Path, events: list[tuple[str, dict[str, Any]]] | None = None, **options: Any) -> Spool:
+    settings: dict[str, Any] = {
+        "segment_bytes": 1 << 20,
+        "retention_secs": 600.0,
+        "bytes_max": 1 << 30,
+        "fsync": "never",
+    }
+    told = events if events is not None else []
+    return Spool(folder, **{**settings, **options}, on_event=lambda kind, fields: told.append((kind, fields)))
+
+
+def put(spool: Spool, topic: Topic, first: int, count: int = 1, ms: int = 1_000) -> None:
+    for seq in range(first, first + count):
+        topic.seq = seq
+        spool.pending.append((topic, f"{ms}-{seq}", body(topic.name, seq)))
+    assert spool.flush()
+
+
+def body(name: str, seq: int) -> bytes:
+    return b'{"type":"trade","topic":"%b","seq":%d,"src_seq":%d}' % (name.encode(), seq, seq + 100)
+
+
+def read_all(spool: Spool, name: str, after: str = NOTHING) -> list[tuple[str, bytes]]:
+    position: Position | None = spool.find(name, after)
+    found: list[tuple[str, bytes]] = []
+    ended = position is None
+    while not ended:
+        assert position is not None
+        entries, position, ended = spool.read(position, (name,))
+        found += [(entry.id, entry.body) for entry in entries]
+    return found
+
+
+def test_next_run_finds_what_the_last_one_accepted(tmp_path: Path) -> None:
+    first = spool_in(tmp_path / "s", segment_bytes=4096)
+    first.open()
+    a, b = Topic("trades.A", "trades", "p", 1), Topic("quotes.B", "quotes", "q", 1)
+    a.contiguous = True
+    for seq in range(1, 201, 10):
+        put(first, a, seq, 10, ms=1000 + seq)
+        put(first, b, seq, 1, ms=1000 + seq)
+    first.acknowledge({"trades.A": "1011-12"})
+    first.close()
+
+    second = spool_in(tmp_path / "s", segment_bytes=4096)
+    found = second.open()
+    assert found.last == {"trades.A": "1191-200", "quotes.B": "1191-191"}
+    assert found.marks == {"trades.A": "1011-12"}
+    assert found.bodies["trades.A"] == body("trades.A", 200)
+    assert (found.about["trades.A"].kind, found.about["trades.A"].contiguous) == ("trades", True)
+    assert (found.damaged, found.torn, second.newest_ms) == (0, False, 1191)
+    assert len(list((tmp_path / "s").glob("*.spool"))) > 3
+    entries = read_all(second, "trades.A")
+    assert entries == [(f"{1000 + (seq - 1) // 10 * 10 + 1}-{seq}", body("trades.A", seq)) for seq in range(1, 201)]
+    put(second, a, 1, ms=2000)
+    assert read_all(second, "trades.A")[-1] == ("2000-1", body("trades.A", 1))
+    second.close()
+
+
+def test_one_process_has_it_and_the_folder_says_for_whom(tmp_path: Path) -> None:
+    first = spool_in(tmp_path / "s", target={"redis": "redis://a:1/0"})
+    first.open()
+    with pytest.raises(SpoolError, match="in use by another relay process"):
+        spool_in(tmp_path / "s").open()
+    first.close()
+    assert "redis://a:1/0" in (tmp_path / "s" / "about.json").read_text()
+    spool_in(tmp_path / "s").open()
+
+
+def test_newer_format_is_refused_and_left_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    folder.mkdir()
+    path = folder / "000000000001.spool"
+    path.write_bytes(file_head(9) + b"something new")
+    with pytest.raises(SpoolError, match="of version 9, this relay reads up to 1.*newer relay.*move") as caught:
+        spool_in(folder).open()
+    assert not isinstance(caught.value, SpoolUnusable)
+    assert path.read_bytes() == file_head(9) + b"something new"
+
+
+def test_folder_that_cannot_be_written_is_no_spool(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SpoolUnusable, match="no spool in"):
+        spool_in(tmp_path / "file" / "s").open()
+
+
+def whole(tmp_path: Path, size: int) -> tuple[bytes, list[tuple[int, str, bytes]]]:
+    """A segment of about `size` bytes, and (end, id, body) of each entry in it."""
+    spool = spool_in(tmp_path / "whole")
+    spool.open()
+    topic = Topic("trades.A", "trades", "p", 1)
+    ends: list[tuple[int, str, bytes]] = []
+    seq = 0
+    while spool.bytes < size:
+        seq += 1
+        put(spool, topic, seq, ms=1000 + seq)
+        ends.append((spool.bytes, f"{1000 + seq}-{seq}", body(topic.name, seq)))
+    spool.close()
+    return (tmp_path / "whole" / "000000000001.spool").read_bytes(), ends
+
+
+def reopened(folder: Path, data: bytes) -> list[tuple[str, bytes]]:
+    """What a start makes of a segment, twice: as its newest, then as an older one."""
+    folder.mkdir(exist_ok=True)
+    for old in folder.glob("*.spool"):
+        old.unlink()
+    (folder / "000000000001.spool").write_bytes(data)
+    spool = spool_in(folder)
+    found = spool.open()
+    entries = read_all(spool, "trades.A")
+    assert set(found.last) <= {"trades.A"}
+    spool.close()
+    return entries
+
+
+def test_cut_at_any_byte_gives_every_whole_record(tmp_path: Path) -> None:
+    data, ends = whole(tmp_path, 4096 if dose(1) == 1 else 65_536)
+    for cut in range(len(data)):
+        entries = reopened(tmp_path / "cut", data[:cut])
+        assert entries == [(entry_id, text) for end, entry_id, text in ends if end <= cut], cut
+
+
+def test_flipped_bits_cost_their_record_alone(tmp_path: Path) -> None:
+    data, ends = whole(tmp_path, 4096)
+    begins = [0, *[end for end, _, _ in ends]]
+    rng = random.Random(7)
+    for _ in range(dose(1000)):
+        bit = rng.randrange(len(data) * 8)
+        damaged = bytearray(data)
+        damaged[bit // 8] ^= 1 << bit % 8
+        entries = reopened(tmp_path / "flip", bytes(damaged))
+        touched = {i for i in range(len(ends)) if begins[i] <= bit // 8 < begins[i + 1]}
+        expected = [(entry_id, text) for i, (_, entry_id, text) in enumerate(ends) if i not in touched]
+        # the first entry stands behind the segment's head and its topic's record: damage there costs no entry
+        assert entries in (expected, [(entry_id, text) for _, entry_id, text in ends]), bit
+        if bit // 8 >= begins[1]:
+            assert entries == expected, bit
+
+
+def test_damage_in_the_middle_is_said(tmp_path: Path) -> None:
+    data, ends = whole(tmp_path, 4096)
+    events: list[tuple[str, dict[str, Any]]] = []
+    folder = tmp_path / "s"
+    folder.mkdir()
+    middle = ends[3][0] + 40
+    (folder / "000000000001.spool").write_bytes(data[:middle] + b"\xf5\xfa\0\0" + data[middle + 4 :])
+    spool = spool_in(folder, events)
+    found = spool.open()
+    assert (found.damaged, found.torn) == (1, False)
+    assert events[0][0] == "spool_damaged"
+    assert [entry_id for entry_id, _ in read_all(spool, "trades.A")] == [e[1] for e in ends[:4] + ends[5:]]
+    spool.close()
+
+
+def test_old_segments_go_when_redis_has_them_and_not_before(tmp_path: Path) -> None:
+    spool = spool_in(tmp_path / "s", segment_bytes=4096, retention_secs=10.0)
+    spool.open()
+    topic = Topic("trades.A", "trades", "p", 1)
+    confirmed = NOTHING
+    spool.confirmed = lambda name: (confirmed, False)
+    for seq in range(1, 400, 10):
+        put(spool, topic, seq, 10, ms=1_000)
+    before = spool.bytes
+    spool.tidy(1_000_000)
+    assert spool.bytes == before, "Redis lacks all of it"
+    confirmed = "1000-400"
+    spool.tidy(5_000)
+    assert spool.bytes == before, "too young"
+    spool.tidy(1_000_000)
+    assert spool.bytes <= 4096 + 1000
+    spool.close()
+
+
+def test_full_spool_lets_go_of_what_redis_refuses_and_of_nothing_else(tmp_path: Path) -> None:
+    events: list[tuple[str, dict[str, Any]]] = []
+    spool = spool_in(tmp_path / "s", events, segment_bytes=4096, bytes_max=65_536)
+    spool.open()
+    topic = Topic("trades.A", "trades", "p", 1)
+    refused = False
+    spool.confirmed = lambda name: (NOTHING, refused)
+    for seq in range(1, 2000, 10):
+        put(spool, topic, seq, 10)
+    assert spool.full and spool.brimful and spool.dropped == 0
+    assert [kind for kind, _ in events] == ["spool_full"]
+    refused = True
+    assert spool.make_room() and not spool.full and spool.dropped > 0
+    spool.close()
+
+
+def test_disk_that_takes_nothing_keeps_entries_pending_and_recovers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[tuple[str, dict[str, Any]]] = []
+    spool = spool_in(tmp_path / "s", events)
+    spool.open()
+    topic = Topic("trades.A", "trades", "p", 1)
+    put(spool, topic, 1, 3)
+    real = os.write
+    room = 30
+
+    def write(fd: int, data: Any) -> int:
+        nonlocal room
+        if not room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        took, room = min(room, len(data)), max(0, room - len(data))
+        return real(fd, data[:took])
+
+    monkeypatch.setattr(os, "write", write)
+    spool.pending.append((topic, "1000-4", body("trades.A", 4)))
+    assert not spool.flush() and not spool.ok
+    assert events[-1] == ("spool_degraded", {"why": "No space left on device", "folder": str(tmp_path / "s")})
+    assert [entry_id for entry_id, _ in read_all(spool, "trades.A")] == ["1000-1", "1000-2", "1000-3"]
+    monkeypatch.undo()
+    monkeypatch.setattr(spool, "_retry_at", 0.0)
+    assert spool.flush() and spool.ok and events[-1][0] == "spool_recovered"
+    assert [entry_id for entry_id, _ in read_all(spool, "trades.A")][-1] == "1000-4", "half a record was cut off"
+    spool.close()
+
+
+def test_spool_for_another_redis_is_mentioned(tmp_path: Path) -> None:
+    first = spool_in(tmp_path / "relay-a")
+    first.open()
+    put(first, Topic("t", "trades", "p", 1), 1)
+    first.close()
+    events: list[tuple[str, dict[str, Any]]] = []
+    second = spool_in(tmp_path / "relay-b", events)
+    assert second.open().last == {}
+    assert events == [("spool_elsewhere", {"folders": ["relay-a"]})]
+    second.close()
