@@ -30,6 +30,8 @@ ANSWER_SECS = 5.0
 """A command without an answer for this long, beyond what it asked to wait, has lost its connection."""
 BATCH = 1_000
 """Published messages taken together."""
+PASSING = frozenset({"BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "TRYAGAIN", "UNBLOCKED"})
+"""Replies that say: not now. UNBLOCKED: the stream went away, or the server's role changed, while we waited."""
 SUBSCRIBED = (b"subscribe", b"psubscribe")
 log = logging.getLogger("relay.client")
 
@@ -59,7 +61,8 @@ def _translate(error: BaseException) -> BaseException:
     if isinstance(error, ResponseError) and not isinstance(error, ReadOnlyError):
         code = getattr(error, "status_code", None)  # redis-py takes some codes off the text
         text = str(error)
-        return Refused(f"{code} {text}" if code and not text.startswith(code) else text)
+        text = f"{code} {text}" if code and not text.startswith(code) else text
+        return Lost(text) if text.split(" ", 1)[0] in PASSING else Refused(text)
     if isinstance(error, (RedisError, OSError, asyncio.IncompleteReadError)):
         return Lost(f"{type(error).__name__}: {error}")
     return error
