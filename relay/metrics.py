@@ -317,7 +317,7 @@ def _files(page: _Page, bridge: "Bridge") -> None:
 
 
 if TYPE_CHECKING:
-    from relay.bridge import ProviderState
+    from relay.provider_state import ProviderState
 
 
 if __name__ == "__main__":

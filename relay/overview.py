@@ -5,6 +5,7 @@ Times are ns since 1970, ages are left to the reader. No secret, and no values o
 
 import resource
 import sys
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,9 @@ from relay.model import ACCOUNT_CHANNELS
 from relay.vitals import Rates
 
 if TYPE_CHECKING:
-    from relay.bridge import Bridge, ProviderState
+    from relay.bridge import Bridge
     from relay.feed import Feed
+    from relay.provider_state import ProviderState
 
 TOPICS_DEFAULT, TOPICS_MAX = 100, 1000
 BLOCKED_MAX = 20
@@ -227,3 +229,47 @@ def _number(query: Mapping[str, str], name: str, default: int, most: int) -> int
     if not (text.isascii() and text.isdecimal() and len(text) < 10):
         raise ValueError(f"{name} must be a whole number")
     return min(int(text), most)
+
+
+SUMMARY_SECS = 60.0
+
+
+class Summary:
+    """One log line a minute: what came, what went wrong, what waits."""
+
+    def __init__(self, bridge: "Bridge") -> None:
+        self._bridge = bridge
+        self._at = time.monotonic()
+        self._before: dict[str, int] = {}
+
+    def tick(self) -> None:
+        """Write the line when a minute is over; call it about once a second."""
+        now = time.monotonic()
+        secs = now - self._at
+        if secs < SUMMARY_SECS:
+            return
+        bridge = self._bridge
+        states = list(bridge.providers.values())
+        counts = [state.source.counts for state in states]
+        totals = {
+            "messages": sum(c.published for c in counts),
+            "stored": bridge.sink.stats.entries,
+            "gaps": sum(c.gaps for c in counts),
+            "rejects": sum(c.rejects for c in counts),
+            "reconnects": sum(max(0, feed.stats.connects - 1) for state in states for feed in state.feeds),
+        }
+        # a provider that a reload took away takes its counts along
+        since = {name: max(0, total - self._before.get(name, 0)) for name, total in totals.items()}
+        self._at, self._before = now, totals
+        live, feeds = bridge.feeds_live()
+        fields: dict[str, Any] = {
+            "per_second": round(since["messages"] / secs, 1),
+            **since,
+            "connections": f"{live}/{feeds}",
+            "stale": sum(state.source.standing()[0] for state in states),
+            "topics": len(bridge.outbox.topics),
+            "waiting": bridge.outbox.entries(),
+            "redis": bridge.sink.state,
+        }
+        quiet = ("gaps", "rejects", "reconnects", "stale", "waiting")
+        bridge.event("info", "in the last minute", **{k: v for k, v in fields.items() if v or k not in quiet})

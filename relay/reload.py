@@ -17,7 +17,8 @@ from relay.model import Status
 from relay.providers.base import Subscription
 
 if TYPE_CHECKING:
-    from relay.bridge import Bridge, ProviderState
+    from relay.bridge import Bridge
+    from relay.provider_state import ProviderState
 
 AT_RUN_TIME = frozenset({"quotes", "trades", "bars", "books", "rates", "greeks", "instruments"})
 """Options that only say what is subscribed to: a change of any other begins the provider's sessions anew."""

@@ -181,3 +181,13 @@ def test_histogram_counts_like_prometheus() -> None:
     assert (histogram.count, histogram.total) == (8, 40.0)
     assert (histogram.quantile(0.25), histogram.quantile(0.5), histogram.quantile(0.99)) == (1.0, 2.0, 2.0)
     assert Histogram().quantile(0.5) is None
+
+
+async def test_minute_is_summed_up_in_one_line(redis_url: str, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("relay.overview.SUMMARY_SECS", 0.0)
+    async with watched(redis_url, tmp_path) as (running, _):
+        await until(lambda: any(line[2].get("messages", 0) > 20 for line in running.lines))
+    level, text, fields = next(line for line in running.lines if line[2].get("messages", 0) > 20)
+    assert (level, text) == ("info", "in the last minute")
+    assert fields["connections"] == "1/1" and fields["redis"] == "flowing" and fields["per_second"] > 0
+    assert "gaps" not in fields, "what is well is not said"
