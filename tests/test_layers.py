@@ -32,7 +32,7 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     ),
     ("providers", frozenset()),  # relay.providers.<name>, each for itself
     ("table of providers", named("providers")),
-    ("IO", named("client clock embedded feed systemd http journal log sink state_files spool")),
+    ("IO", named("client clock dashboard embedded feed systemd http journal log sink state_files spool")),
     ("whole", named("bridge provider_state vitals metrics overview reload simulator recording player keeping")),
     ("cli", named("cli __main__")),
 )

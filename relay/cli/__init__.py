@@ -2,6 +2,7 @@
 
 SUMMARIES = {
     "check": "Show what a relay.yaml would run, or every error in it.",
+    "dashboard": "Serve a live page of quotes, trades, bars and health.",
     "health": "Ask a running relay whether it is well, by exit code.",
     "init": "Write a first relay.yaml, by flags or by asking.",
     "journal": "List, print and verify recordings.",
