@@ -79,7 +79,7 @@ class Bridge:
         self.outbox = Outbox(config.outbox.bytes_max, config.outbox.topic_bytes_max)
         self.recorder: Recorder | None = None
         # the journal's hooks; none while nothing records
-        self.frame: Callable[[Feed, Frame], None] | None = None
+        self.frame: Callable[[Feed], Callable[[Frame], object]] | None = None
         self.asked: Callable[[Feed, str, int, tuple[Any, ...]], None] | None = None
         self._private: frozenset[Feed] = frozenset()
         self.vitals = Vitals(self.clock)
@@ -355,7 +355,7 @@ class Bridge:
         self.outbox.flush()
         self.sink.notify()
         if self.recorder is not None:
-            self.recorder.turn()
+            self.recorder.turn(feed)
 
     def sent(self, feed: Feed, send: Send | Request) -> None:
         """Something goes out."""

@@ -22,7 +22,7 @@ from relay.intake import Intake, Source
 from relay.journal import Batch, Journal
 from relay.model import ACCOUNT_CHANNELS, CHANNEL_OF
 from relay.providers.base import Frame, Output, Request, Send, Shared, Subscription, secret_maps, secret_options
-from relay.records import Changed, Connection, Ended, Header, Lost, Other, ProviderHeader, Withheld, line
+from relay.records import Changed, Connection, Ended, Header, Lost, Other, ProviderHeader, Received, Withheld, line
 from relay.redaction import MASK, Redactor
 from relay.retry import Decision
 from relay.times import iso
@@ -79,6 +79,7 @@ class Recorder:
         self._pending: list[Any] = []
         self._append = self._pending.append
         self._size = 0
+        self._counted: dict[Feed, int] = {}  # bytes that each feed had received when they were last looked at
         self._oldest = 0.0
         self._conns: dict[Feed, str] = {}
         self._plans: dict[str, Sequence[Subscription]] = {}
@@ -128,8 +129,11 @@ class Recorder:
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(self.journal.close)
 
-    def turn(self) -> None:
+    def turn(self, feed: Feed) -> None:
         """Called after each batch of frames: hand over when enough waits. Cheap."""
+        count = feed.stats.bytes
+        self._size += count - self._counted.get(feed, 0)
+        self._counted[feed] = count
         if len(self._pending) >= BATCH_RECORDS or self._size >= BATCH_BYTES:
             self._hand_over()
 
@@ -137,13 +141,16 @@ class Recorder:
         pending = self._pending
         if not pending:
             return
+        first_ns, last_ns = _span(pending)
+        if not last_ns:  # a connection's name alone
+            pending.clear()
+            return
         try:
-            lines = self._lines(pending)
+            lines, count = self._lines(pending)
         except Exception as error:  # a record that cannot be written down must not stop the relay
-            now_ns = _time(pending[0])
-            lost = Lost(len(pending), now_ns, f"{type(error).__name__}: {error}"[:500])
-            lines = line("lost", now_ns, "", lost)
-        batch = Batch(lines, len(pending), _time(pending[0]), _time(pending[-1]), self._header)
+            lost = Lost(len(pending), first_ns, f"{type(error).__name__}: {error}"[:500])
+            lines, count = line("lost", first_ns, "", lost), 1
+        batch = Batch(lines, count, first_ns, last_ns, self._header)
         pending.clear()
         self._size = 0
         self._header = None
@@ -153,10 +160,10 @@ class Recorder:
 
     # -- hooks ---------------------------------------------------------------------------------------------------
 
-    def frame(self, feed: Feed, frame: Frame) -> None:
-        """A frame was received. HOT."""
-        self._append((feed, frame))
-        self._size += len(frame[1])
+    def frame(self, feed: Feed) -> Callable[[Frame], object]:
+        """A batch of frames begins; gives what takes each. HOT: the frames of a batch follow the connection's name."""
+        self._append(self._conns[feed])
+        return self._append
 
     def asked(self, feed: Feed, what: str, now_ns: int, given: tuple[Any, ...]) -> None:
         """A provider will be asked something else than a frame."""
@@ -225,14 +232,11 @@ class Recorder:
         """Look at what a private feed's provider gave: what brought it is not kept where it tells of an account."""
         if not any(isinstance(output, _TELLING) for output in outputs):
             return
-        last = self._pending[-1] if self._pending else None
-        if last is None:
-            return
-        now_ns = _time(last)
-        if last[0] is feed:
-            size = len(last[1].data)
+        last = self._pending[-1]
+        if isinstance(last, Frame):
+            now_ns, size = last.received_ns, len(last.data)
         elif last[0] == "reply":
-            size = len(last[3].body)
+            now_ns, size = last[2], len(last[3].body)
         else:
             return
         shared = self._providers[feed.name].shared
@@ -247,16 +251,26 @@ class Recorder:
 
     # -- records to lines ------------------------------------------------------------------------------------------
 
-    def _lines(self, batch: Sequence[Any]) -> bytes:
-        """Turn records into lines."""
-        conns = self._conns
-        received = records.received
-        if self._redactor.finds(b"\n".join([record[1].data for record in batch if len(record) == 2])):
-            received = self._received
-        lines = [
-            received(conns[record[0]], record[1]) if len(record) == 2 else self._other(*record) for record in batch
-        ]
-        return records.encode_lines(lines)
+    def _lines(self, batch: Sequence[Any]) -> tuple[bytes, int]:
+        """Turn records into lines; gives their number too."""
+        redact = self._redactor.finds(b"\n".join([record[1] for record in batch if record.__class__ is Frame]))
+        lines: list[Received | Other] = []
+        add = lines.append
+        conn = ""
+        for record in batch:
+            if record.__class__ is Frame:
+                now_ns, data, binary = record
+                if redact:  # a peer may give back what it was told
+                    data = self._redactor.data(data)
+                try:
+                    add(Received(conn, now_ns, binary, data.decode()))
+                except UnicodeDecodeError:
+                    add(records.undecoded(conn, Frame(now_ns, data, binary)))
+            elif record.__class__ is str:
+                conn = record
+            else:
+                add(self._other(*record))
+        return records.encode_lines(lines), len(lines)
 
     def _other(self, do: str, conn: str, now_ns: int, data: Any) -> Other:
         if do == "out":
@@ -266,10 +280,6 @@ class Recorder:
         elif do == "closed":
             data = self._redactor.tree(msgspec.to_builtins(data))
         return Other(do, conn, now_ns, data)
-
-    def _received(self, conn: str, frame: Frame) -> records.Received:
-        """The record of a received frame without secrets: a peer may give back what it was told."""
-        return records.received(conn, frame._replace(data=self._redactor.data(frame.data)))
 
     def _sent(self, send: Send | Request) -> dict[str, Any]:
         """What is recorded of something sent: no headers, and no secret in any spelling that the wire has for it."""
@@ -335,6 +345,10 @@ def _header_line(header: Header, now_ns: int, number: int) -> bytes:
     return line("header", now_ns, "", header)
 
 
-def _time(record: Any) -> int:
-    when: int = record[1][0] if len(record) == 2 else record[2]
-    return when
+def _span(pending: Sequence[Any]) -> tuple[int, int]:
+    """Times of the first and the last record; 0 where there is none."""
+    found = [
+        next((r.received_ns if isinstance(r, Frame) else r[2] for r in order if not isinstance(r, str)), 0)
+        for order in (pending, reversed(pending))
+    ]
+    return found[0], found[1]

@@ -165,12 +165,16 @@ encode_lines = msgspec.json.Encoder().encode_lines
 
 
 def received(conn: str, frame: Frame) -> Received:
-    """The record of a received frame. HOT."""
-    now, data, binary = frame
+    """The record of a received frame."""
     try:
-        return Received(conn, now, binary, data.decode())
+        return Received(conn, frame.received_ns, frame.binary, frame.data.decode())
     except UnicodeDecodeError:
-        return Received(conn, now, binary, None, base64.b64encode(data).decode())
+        return undecoded(conn, frame)
+
+
+def undecoded(conn: str, frame: Frame) -> Received:
+    """The record of a received frame that is no UTF-8 text."""
+    return Received(conn, frame.received_ns, frame.binary, None, base64.b64encode(frame.data).decode())
 
 
 def line(do: str, now_ns: int, conn: str = "", data: Any = None) -> bytes:

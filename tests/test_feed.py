@@ -289,7 +289,7 @@ async def test_stamps_are_taken_from_the_clock_once_a_frame_and_the_journal_sees
             raise AssertionError("not in this test")
 
     probe = Probe()
-    probe.frame = lambda feed, frame: seen.append(("journal", frame)) or probe._note("journal")
+    probe.frame = lambda feed: lambda frame: seen.append(("journal", frame)) or probe._note("journal")
     async with server(handler) as url:
         feed = make_feed(probe, Stamped, url=url)
         feed._clock = lambda: next(stamps)

@@ -18,8 +18,9 @@ class Handler(Protocol):
     An error that it raises is not the session's: it ends `Feed.run`.
     """
 
-    frame: "Callable[[Feed, Frame], None] | None"
-    """Called before each frame is decoded (the journal); None: nobody listens. Read again for each batch."""
+    frame: "Callable[[Feed], Callable[[Frame], object]] | None"
+    """Called for each batch of frames; what it gives is called with each frame before that is decoded (the journal).
+    None: nobody listens."""
 
     asked: "Callable[[Feed, str, int, tuple[Any, ...]], None] | None"
     """Called before a provider is asked anything else, with the method's name, the time and what is handed in besides

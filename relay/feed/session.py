@@ -199,7 +199,7 @@ class Session:
                 handler.batch_end(feed)
                 await self._room()
                 continue
-            hook = handler.frame
+            record = handler.frame(feed) if handler.frame is not None else None
             count = min(len(waiting), BATCH_FRAMES)
             index = size = 0
             for index in range(count):  # noqa: B007
@@ -210,8 +210,8 @@ class Session:
                 size += len(data)
                 now = clock()
                 frame: Frame = make(Frame, (now, data, event.opcode is BINARY))
-                if hook is not None:
-                    hook(feed, frame)
+                if record is not None:
+                    record(frame)
                 try:
                     outputs = receive(frame)
                     sends = to_send()
