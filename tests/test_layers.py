@@ -22,7 +22,9 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     ("model", named("model")),
     (
         "helpers",
-        named("numbers times symbols topics redaction saying codec retry schema stats histogram repeats books"),
+        named(
+            "numbers times symbols topics redaction saying codec retry schema asyncapi typescript stats histogram repeats books"
+        ),
     ),
     ("contract", named("providers.base")),
     # helpers that speak of the contract (and are handed the table of providers, so that they know none of them)
