@@ -360,7 +360,7 @@ CASES: dict[str, Case] = {
 for _name in WHOLE:
     CASES[f"{_name} goes silent"] = Case(
         _name,
-        [[*WHOLE[_name], silence()]],
+        [[*WHOLE[_name], silence()], [silence()]],
         ("warning", "nothing came|again in 0.0 s"),
         {"event": "closed", "code": "ping_timeout" if _name == "aries" else "silence"},
         options="silence_secs: 0.2" if _name == "etoro" else "",
