@@ -251,16 +251,15 @@ class Recorder:
 
     # -- records to lines ------------------------------------------------------------------------------------------
 
-    def _lines(self, batch: Sequence[Any]) -> tuple[bytes, int]:
+    def _lines(self, batch: Sequence[Any], *, redact: bool = False) -> tuple[bytes, int]:
         """Turn records into lines; gives their number too."""
-        redact = self._redactor.finds(b"\n".join([record[1] for record in batch if record.__class__ is Frame]))
         lines: list[Received | Other] = []
         add = lines.append
         conn = ""
         for record in batch:
             if record.__class__ is Frame:
                 now_ns, data, binary = record
-                if redact:  # a peer may give back what it was told
+                if redact:
                     data = self._redactor.data(data)
                 try:
                     add(Received(conn, now_ns, binary, data.decode()))
@@ -270,7 +269,10 @@ class Recorder:
                 conn = record
             else:
                 add(self._other(*record))
-        return records.encode_lines(lines), len(lines)
+        out = records.encode_lines(lines)
+        if not redact and self._redactor.finds(out):  # a peer may give back what it was told
+            return self._lines(batch, redact=True)
+        return out, len(lines)
 
     def _other(self, do: str, conn: str, now_ns: int, data: Any) -> Other:
         if do == "out":

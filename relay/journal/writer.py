@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from relay.journal.blocks import pack
+from relay.journal.blocks import new_compressor, pack
 
 BACKLOG_BYTES = 32 * 1024 * 1024
 """What may wait for the disk; about two seconds of the fastest feed measured."""
@@ -91,6 +91,7 @@ class Journal:
         self._closing = False
         self._file: int | None = None
         self._block = 0
+        self._compressor = new_compressor()
         self._rotating = False
         self._begun: Batch | None = None  # the last one whose header stands in a file
         self._owed: _Lost | None = None  # told when the next file begins
@@ -210,13 +211,14 @@ class Journal:
         assert self._file is not None
         start = os.lseek(self._file, 0, os.SEEK_END)
         try:
-            data = pack(self._block + 1, lines, count, first_ns, last_ns)
+            data = pack(self._block + 1, lines, count, first_ns, last_ns, self._compressor)
             view = memoryview(data)
             while view:
                 view = view[os.write(self._file, view) :]
             if self.settings.fsync == "flush":
                 os.fsync(self._file)
         except BaseException:
+            self._compressor = new_compressor()
             self._cut(start)
             raise
         self._block += 1
