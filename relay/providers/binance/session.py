@@ -87,6 +87,7 @@ class Session(BaseProvider):
         self._names = shared.names
         self._asking = Asking(shared.names, shared.next_id)
         self._routes: dict[bytes, Route] = {}
+        self._traded = options.trades_from
         self._partial = order_books(options, shared, shared.names, BY_NUMBER)
         self._rest = Rest(options, shared, order_books(options, shared, shared.names, BY_NUMBER))
         self._books = self._rest.books
@@ -275,20 +276,17 @@ class Session(BaseProvider):
         if self._silent:
             self._silent.pop(stream, None)
         wrapped, _, kind, raw, symbol, venue, _ = route
-        if kind != "trade" and kind != "aggTrade":
-            try:
-                one = wrapped(data).data
-            except (ValueError, RecursionError) as error:
-                return self._broken(route, error, data, received_ns)
-            return self._map(route, one, data, received_ns)
         try:
             one = wrapped(data).data
+            if kind != self._traded:
+                return self._map(route, one, data, received_ns)
             if one.s != raw:
                 raise Odd("bad_symbol", f"the stream of {raw} names {one.s!r}")
             price, size, at, seq = number(one.p), number(one.q), one.T, one.t
-            # a first digit of 1 to 9 is above zero; what begins with 0 or - is looked at
-            if price[0] < "1" or size[0] < "1":
-                check_above_zero(price, size)
+            # a first digit of 1 to 9 is above zero; what begins with 0 or - is looked at ("-" sorts below "0")
+            if price < "1" or size < "1":
+                if price < "0" or size < "0" or not price.strip("0.") or not size.strip("0."):
+                    check_above_zero(price, size)
             if at.__class__ is int and 0 < at < TIME_MAX:
                 at *= 1_000_000 if at < MILLIS_MAX else 1_000
             else:
