@@ -45,6 +45,8 @@ FEEDS_STOP_SECS = 2.0
 """How long a planned stop waits for the sessions to close."""
 SIMULATED_PREFIX = "sim."
 WATCH_SECS = 1.0
+RELEASE_SECS = 0.05
+"""Thinned quotes come at most this late."""
 
 Event = Callable[..., None]
 """`event(level, text, **fields)`: one line per state change."""
@@ -176,6 +178,7 @@ class Bridge:
         )
         self.sink.answered = self.vitals.answered
         self.intake = Intake(names, self.outbox, self.run, merge=config.merge, redactor=self.redactor)
+        self.intake.pressed = lambda: self.outbox.full
         self.intake.told = Saying(self.event)
         for section in config.providers.values():
             self.add_provider(section)
@@ -225,6 +228,7 @@ class Bridge:
             handler=self,
             limits=state.limits,
         )
+        feed.waits = lambda: self.keeping.waits(state.plans[label].subscriptions, state.options)
         state.feeds.append(feed)
         return feed
 
@@ -246,6 +250,7 @@ class Bridge:
                 if self.server is not None:
                     tasks.start_soon(self.server.run, self._server_event)
                 tasks.start_soon(self._watch)
+                tasks.start_soon(self._release)
                 tasks.start_soon(self.keeping.run)
                 tasks.start_soon(self.vitals.pulse)
                 if self.http is not None:
@@ -331,6 +336,16 @@ class Bridge:
             self._summary.tick()
             for name, state in self.providers.items():
                 self._states.save(name, state.shared)
+
+    async def _release(self) -> None:
+        """Publish thinned and conflated quotes when their time comes."""
+        while True:
+            await anyio.sleep(RELEASE_SECS)
+            if self.intake.holding:
+                now = self.clock()
+                if self.intake.watch(now) and self.recorder is not None:
+                    self.recorder.watch(now)
+                self.sink.notify()
 
     # -- the feeds' handler --------------------------------------------------------------------------------------
 

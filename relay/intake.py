@@ -65,6 +65,9 @@ class Intake:
         """Topics that nobody feeds any more: time of the last message, and whose number is expected next."""
         self._status = self.status_topic = outbox.topic(topics.status, "status", "")
         self._add = outbox.add
+        self.pressed: Callable[[], bool] = lambda: False
+        """Tells whether there is no room for more: then quotes of `latest` are conflated."""
+        self._held: dict[Route, Source] = {}
 
     def source(
         self,
@@ -117,7 +120,7 @@ class Intake:
                     continue
             counts.made += 1
             topic = route.topic
-            if topic.full:
+            if topic.full and not route.latest:
                 self._overflow(source, route)
                 continue
             mode = route.mode
@@ -125,6 +128,8 @@ class Intake:
                 continue
             if message.origin is None or not route.last_ns:  # a fallback over REST is never live
                 route.last_ns = now_ns
+            if route.conflates and self._holds(source, route, message, now_ns):
+                continue
             seq = topic.seq + 1
             topic.seq = seq
             message.provider = name
@@ -273,6 +278,10 @@ class Intake:
         if limit is None:
             limit = spec.cadence_secs if spec and not spec.account else 0
         route.stale_ns = int(limit * 1e9)
+        if channel == "quotes":
+            route.thin_ns = int(source.shared.options.interval_ms.get(channel, 0)) * 1_000_000
+            route.latest = source.shared.options.when_full.get(channel) == "latest"
+            route.conflates = bool(route.thin_ns or route.latest)
         if mode == CONTIGUOUS and route.scope == "global":
             topic.contiguous = True
         if topic.seq == 0 and topic.last_id and channel not in ACCOUNT_CHANNELS:
@@ -292,6 +301,8 @@ class Intake:
 
     def _in_band(self, source: Source, route: Route, status: Status, now_ns: int) -> None:
         """Publish a status on the topic it concerns, with a copy on the status topic."""
+        if route.held is not None:
+            self._let_go(source, route, now_ns)
         status.channel, status.topic = route.channel, route.topic.name
         status.symbol, status.raw_symbol, status.venue = route.symbol, route.raw_symbol, route.venue
         if status.event == "gap":
@@ -404,6 +415,50 @@ class Intake:
             route.lost, route.broken_ns = "overflow", route.last_ns
         route.mode = SPECIAL
 
+    # -- conflation ----------------------------------------------------------------------------------------------
+
+    def _holds(self, source: Source, route: Route, message: Header, now_ns: int) -> bool:
+        """Keep a quote for later where its time has not come, or where there is no room; an older one gives way."""
+        if route.held is not None:
+            source.counts.conflated += 1
+            source.counts.held -= 1
+            route.held = None
+        if now_ns < route.due_ns or (route.latest and (route.topic.full or self.pressed())):
+            route.held = message
+            source.counts.held += 1
+            self._held[route] = source
+            return True
+        route.due_ns = now_ns + route.thin_ns
+        return False
+
+    @property
+    def holding(self) -> bool:
+        """Whether quotes are kept back."""
+        return bool(self._held)
+
+    def _let_go(self, source: Source, route: Route, now_ns: int) -> None:
+        """Publish the quote that a route has kept, with this moment's time."""
+        message, route.held = route.held, None
+        if message is not None:
+            source.counts.held -= 1
+            source.counts.published += 1
+            self._put(source, route.topic, message, now_ns)
+            route.due_ns = now_ns + route.thin_ns
+
+    def release(self, now_ns: int, *, all_of_them: bool = False) -> int:
+        """Publish the quotes whose time has come. Give their number."""
+        found = 0
+        for route, source in list(self._held.items()):
+            if route.held is None:
+                del self._held[route]
+            elif all_of_them or (
+                now_ns >= route.due_ns and not (route.latest and (route.topic.full or self.pressed()))
+            ):
+                del self._held[route]
+                self._let_go(source, route, now_ns)
+                found += 1
+        return found
+
     # -- sessions and time ---------------------------------------------------------------------------------------
 
     def opened(self, source: Source, connection: str) -> None:
@@ -421,11 +476,11 @@ class Intake:
                 route.mode = SPECIAL
 
     def watch(self, now_ns: int) -> int:
-        """Mark topics stale whose last message is older than the channel's limit; call it about once a second.
+        """Mark topics stale whose last message is older than the channel's limit, publish quotes whose time has come.
 
-        Gives the number of topics newly marked.
+        Call it about once a second, every WATCH_THIN_SECS where quotes are thinned. Gives the number of messages made.
         """
-        found = 0
+        found = self.release(now_ns) if self._held else 0
         for source in self.sources:
             for route in source.routes.values():
                 if (

@@ -1,7 +1,7 @@
 """The spool's place in the bridge: opens it, hands back what earlier runs have left, keeps it and memory in bounds."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,8 +12,9 @@ from relay.clock import Clock
 from relay.config import Config
 from relay.config.planned import data_dir_of
 from relay.errors import SpoolUnusable
-from relay.model import Status
+from relay.model import ACCOUNT_CHANNELS, Status
 from relay.outbox import Outbox, Topic
+from relay.providers.base import Options, Subscription
 from relay.sink import Sink
 from relay.spool import Found, Spool
 from relay.spooled import SpooledOutbox
@@ -108,6 +109,16 @@ class Keeping:
             with anyio.move_on_after(CONTACT_SECS):
                 while not sink.ready.is_set() and sink.state == "starting":  # noqa: ASYNC110 -- two things are awaited
                     await anyio.sleep(0.02)
+
+    def waits(self, subscriptions: Iterable[Subscription], options: Options) -> bool:
+        """Tell whether a connection stops reading while memory and disk are full: what may be conflated need not."""
+        channels = {subscription.channel for subscription in subscriptions}
+        spool = self.spool
+        if channels == {"quotes"} and options.when_full.get("quotes") == "latest":
+            return False
+        if spool is not None and channels and channels <= ACCOUNT_CHANNELS:
+            return spool.brimful or not spool.ok
+        return True
 
     async def run(self) -> None:
         """Make the spool safe now and then."""

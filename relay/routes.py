@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from relay import model
-from relay.model import ACCOUNT_CHANNELS
+from relay.model import ACCOUNT_CHANNELS, Header
 from relay.providers.base import ProviderSpec, Shared, Subscription
 from relay.topics import Topics
 
@@ -28,12 +28,13 @@ class Counts:
     """Plain counters of one provider; the conservation law is stated over them."""
 
     __slots__ = (
-        "conflated", "gaps", "made", "missing", "outside", "overflow", "published", "reasons", "rejects",
+        "conflated", "gaps", "held", "made", "missing", "outside", "overflow", "published", "reasons", "rejects",
         "repeats",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.made = self.published = self.repeats = self.outside = self.conflated = self.overflow = 0
+        self.held = 0  # kept back, to be conflated or published
         self.rejects = self.gaps = self.missing = 0
         self.reasons: dict[str, int] = {}  # of the rejects
 
@@ -42,8 +43,9 @@ class Route:
     """What is known of one (channel, raw symbol, interval) of a provider."""
 
     __slots__ = (
-        "broken_ns", "channel", "connection", "last_ns", "lost", "lost_from", "mode", "next", "overflowing", "param",
-        "plain_mode", "raw_symbol", "scope", "stale", "stale_ns", "symbol", "topic", "venue",
+        "broken_ns", "channel", "conflates", "connection", "due_ns", "held", "last_ns", "latest", "lost", "lost_from",
+        "mode", "next", "overflowing", "param", "plain_mode", "raw_symbol", "scope", "stale", "stale_ns", "symbol",
+        "thin_ns", "topic", "venue",
     )  # fmt: skip
 
     def __init__(self, channel: str, topic: TopicLike, mode: int, scope: str) -> None:
@@ -63,6 +65,11 @@ class Route:
         self.stale = False
         self.stale_ns = 0  # 0: never stale
         self.overflowing = 0  # messages refused because the topic has no room
+        self.thin_ns = 0  # at most one message in so long; 0: all
+        self.latest = False  # keep only the newest while there is no room
+        self.conflates = False  # either of both
+        self.held: Header | None = None  # the newest message, not numbered yet
+        self.due_ns = 0  # not before this
 
 
 class Source:

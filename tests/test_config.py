@@ -17,6 +17,7 @@ from relay.config import (
     RedisConfig,
     Settings,
     SimulatorConfig,
+    SpoolConfig,
     data_dir_of,
     load,
     secrets_of,
@@ -259,7 +260,15 @@ def _options(struct: type[Any]) -> list[str]:
 
 @pytest.mark.parametrize(
     "struct",
-    [Settings, RedisConfig, OutboxConfig, LogConfig, SimulatorConfig, *(spec.options for spec in PROVIDERS.values())],
+    [
+        Settings,
+        RedisConfig,
+        OutboxConfig,
+        SpoolConfig,
+        LogConfig,
+        SimulatorConfig,
+        *(spec.options for spec in PROVIDERS.values()),
+    ],
     ids=lambda s: s.__name__,
 )
 def test_every_option_is_named_in_the_readme(struct: type[Any]) -> None:

@@ -20,6 +20,7 @@ from relay.config.structs import (
     RedisConfig,
     Settings,
     SimulatorConfig,
+    SpoolConfig,
 )
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "RedisConfig",
     "Settings",
     "SimulatorConfig",
+    "SpoolConfig",
     "data_dir_of",
     "load",
     "names_of",

@@ -165,6 +165,14 @@ def _check_options(section: Section, spec: ProviderSpec, reader: Reader) -> None
             reader.refuse(reader.at(f"{where}:"), where, f"is no channel of {spec.title}; {near}")
         elif secs < 0:
             reader.refuse(reader.at(where), where, "must be at least 0 (0: never stale)")
+    for option in ("interval_ms", "when_full"):
+        for channel, value in values.get(option, {}).items():
+            where = joined(f"{path}.{option}", channel)
+            if channel != "quotes" and value not in (0, "block"):
+                text = "only quotes may be thinned: of anything else each message counts"
+                reader.refuse(reader.at(f"{where}:"), where, text)
+            elif isinstance(value, int) and value < 0:
+                reader.refuse(reader.at(where), where, "must be at least 0 (0: every quote)")
     if values.get("url"):
         _check_url(values["url"], f"{path}.url", reader)
     account = values.get("account")

@@ -43,6 +43,8 @@ class Feed:
         self.live = False
         self.provider: Provider | None = None
         self.decision: Decision | None = None
+        self.waits: Callable[[], bool] = lambda: True
+        """Tells whether it stops reading while the handler is full; what may be conflated need not."""
         self._make, self._clock, self._handler, self._limits, self._random = make, clock, handler, limits, random
         self._backoff = Backoff(spec.policy)
         self._session: Session | None = None

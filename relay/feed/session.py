@@ -195,7 +195,7 @@ class Session:
                     return
                 await wire.wait()
                 continue
-            if handler.full:
+            if handler.full and feed.waits():
                 handler.batch_end(feed)
                 await self._room()
                 continue

@@ -209,6 +209,13 @@ class Options(Redacted, Struct, frozen=True, kw_only=True, forbid_unknown_fields
     stale_secs: Annotated[
         dict[str, float], Meta(description="By channel: a topic silent for longer is stale; 0: never.")
     ] = {}
+    interval_ms: Annotated[
+        dict[str, int], Meta(description="{quotes: 250}: of each symbol's quotes the newest in this time, at most.")
+    ] = {}
+    when_full: Annotated[
+        dict[str, Literal["block", "latest"]],
+        Meta(description="When the spool is full: `block`: stop reading; {quotes: latest}: keep each symbol's newest."),
+    ] = {}
     topics_max: Annotated[int, Meta(ge=1, description="Most topics this provider may make.")] = 10_000
 
 
