@@ -18,11 +18,11 @@ from relays import until
 from servers import RedisServer, free_port
 from streams import RUN, Writer
 
-from relay import model
+from relay import codec, model
 from relay.client import Client, ClientError, Cursor, Gap, GapError, Item, Refused, Unreachable
 from relay.client import reading as reading_module
 from relay.client.client import start_id
-from relay.client.steps import backoff
+from relay.client.steps import Call, Calls, Connect, Emit, Lost, Pause, Receive, Subscribe, Topics, backoff
 
 ROOT = Path(__file__).resolve().parents[1]
 T = "trades.BTC-USD"
@@ -283,7 +283,43 @@ async def test_entry_that_is_no_message_is_told_and_the_rest_goes_on(redis_url: 
     assert (gap.reason, gap.missing, gap.data) == ("unreadable", 1, b'{"type":"of a later version"}')
 
 
+async def test_run_of_a_plain_id_is_learned_from_its_entry(redis_url: str, writer: Writer) -> None:
+    ids = writer.put(T, 3)
+    writer.restart()
+    writer.skip(T, 5)
+    last = writer.put(T)
+    gap, _ = await everything(Client(redis_url).read(T, cursor=Cursor({T: ids[2]}), follow=False))
+    assert gap == Gap(T, "hole", last[0], ids[2], 5)
+
+
 # by channel
+
+
+def test_what_was_taken_is_handed_out_before_a_loss_is_mended() -> None:
+    """The connection breaks in the middle of a repair: the message before the hole must not be forgotten."""
+    steps = reading_module.Reading(Topics([T], ""), Cursor({T: "1000-1"}), None, "channel", True).steps()
+
+    def body(seq: int) -> bytes:
+        head: dict[str, Any] = {"provider": "a", "symbol": "s", "raw_symbol": "s", "run": 7, "ts_recv": 2_000_000_000}
+        return codec.encode(model.Trade(**head, seq=seq, price="1"))
+
+    assert isinstance(next(steps), Connect)
+    assert isinstance(steps.send(None), Calls)  # the entry at the cursor
+    assert isinstance(steps.send([[(b"1000-1", [b"data", body(1)])]]), Subscribe)
+    assert isinstance(steps.send(None), Call)  # the first look at the streams
+    assert isinstance(steps.send(None), Receive)
+    repair = steps.send([(T, body(2)), (T, body(5))])
+    assert isinstance(repair, Call) and repair.args[:3] == ("XRANGE", T, "(2000-2")
+    taken = steps.throw(Lost("cut"))
+    assert isinstance(taken, Emit) and [id for _, _, id, _ in taken.out] == ["2000-2"]
+    assert isinstance(steps.send(1), Pause)
+
+
+def test_globs_are_written_as_redis_does() -> None:
+    topics = Topics(["quotes.[!A]*", "trades.X"], "sim.")
+    assert topics.redis_globs == ("sim.quotes.[^A]*",) and topics.names == ("sim.trades.X",)
+    assert topics.match("sim.quotes.B") and topics.match("sim.trades.X")
+    assert not topics.match("sim.quotes.A") and not topics.match("quotes.B") and not topics.match("sim.trades.XY")
 
 
 async def test_channel_takes_what_was_not_published_from_the_stream(redis_url: str, writer: Writer) -> None:
@@ -432,6 +468,20 @@ async def test_group_tells_of_holes_and_of_what_was_trimmed(redis_url: str, writ
     again = await everything(client.share(T, group="g", consumer="a", follow=False))
     assert [(one.reason, one.missing) for one in again if isinstance(one, Gap)] == [("trimmed", 1)] * 3
     assert writer.client.xpending(T, "g")["pending"] == 0
+
+
+async def test_group_tells_of_what_a_dead_consumer_did_not(redis_url: str, writer: Writer) -> None:
+    first = writer.put(T)
+    writer.skip(T, 2)
+    rest = writer.put(T, 4)
+    writer.client.xgroup_create(T, "g", "0")
+    writer.client.xreadgroup("g", "dead", {T: ">"})
+    writer.client.xdel(T, *rest[2:])
+    async with Reader(Client(redis_url).share(T, group="g", consumer="b", claim_secs=0.05)).running() as reader:
+        await until(lambda: len(reader.items) >= 6)
+    assert reader.ids == first + rest[:2]
+    told = {(gap.reason, gap.id, gap.missing) for gap in reader.gaps}
+    assert told == {("hole", rest[0], 2), ("trimmed", rest[2], None), ("trimmed", rest[3], None)}
 
 
 async def test_group_that_the_server_lost_is_made_again(redis_url: str, writer: Writer) -> None:

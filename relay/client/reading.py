@@ -106,7 +106,7 @@ class Reading:
                     yield from self._streams()
                 yield from self._channels()
             except Lost as lost:
-                yield from self._hand_out()
+                yield from self._hand_out()  # the places are behind it already
                 self._topics.forget()
                 if time.monotonic() - opened > HEALTHY_SECS:
                     tries = 0
@@ -224,7 +224,6 @@ class Reading:
         return Gap(topic, "trimmed", id, place.id)
 
     def _there(self, topic: str, place: Place) -> Generator[Step, Any, bool]:
-        yield from self._hand_out()
         return bool((yield Call(("XRANGE", topic, place.id, place.id))))
 
     # by channel
@@ -275,7 +274,6 @@ class Reading:
                 place.ms, place.seq, place.run, place.open = ms, seq, run, False
                 self._out.append((_noticed(topic, id, message), topic, id, run))
                 return
-        yield from self._hand_out()
         while True:
             reply = yield Call(("XRANGE", topic, f"({place.id}", "+", "COUNT", ENTRIES_MAX))
             rows = rows_of(reply)

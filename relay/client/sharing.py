@@ -167,9 +167,10 @@ class Sharing:
                 rows += [(id.decode(), None) for id in (reply[2] if len(reply) > 2 else ())]
                 if rows:
                     gaps = yield from self._again(topic, rows)
-                    yield from self._hand_out(topic, rows, gaps)
+                    # what is gone is named at once, whoever has it: a living consumer may yet handle it
+                    yield from self._hand_out(topic, rows, gaps, None)
 
-    def _hand_out(self, topic: str, rows: list[Row], gaps: dict[str, Gap]) -> Steps:
+    def _hand_out(self, topic: str, rows: list[Row], gaps: dict[str, Gap], gone: int | None = 1) -> Steps:
         """Hand out entries, and acknowledge what was surely handled."""
         for start in range(0, len(rows), ACK):
             out: list[tuple[Item | Gap, str, str, int]] = []
@@ -177,7 +178,7 @@ class Sharing:
                 if id in gaps:
                     out.append((gaps[id], topic, id, 0))
                 if data is None:
-                    out.append((Gap(topic, "trimmed", id, missing=1), topic, id, 0))
+                    out.append((Gap(topic, "trimmed", id, missing=gone), topic, id, 0))
                 else:
                     out.append((in_hand(topic, id, data), topic, id, 0))
             try:
