@@ -2,11 +2,13 @@
 
 import json
 from decimal import Decimal
+from pathlib import Path
 from random import Random
 from typing import Any
 
 import msgspec
 import pytest
+from relays import config_of, entries, relay_of, until
 
 from relay.errors import SessionError
 from relay.model import Bar, BookDelta, BookSnapshot, Quote, Status, Trade
@@ -16,6 +18,8 @@ from relay.providers.binance import BinanceOptions, to_raw, to_symbol
 from relay.simulator import SIDES
 from relay.simulator.base import Close, World
 from relay.simulator.binance import PAIRS, rest
+from relay.simulator.faults import Faults
+from relay.simulator.server import Simulator
 
 SECOND_NS = 1_000_000_000
 START_NS = 1_772_359_200_000_000_000
@@ -482,3 +486,50 @@ def test_options_that_cannot_work_are_refused() -> None:
             options(**wrong)
     assert BinanceOptions(url="wss://stream.binance.us:9443").rest == "https://api.binance.us"
     assert BinanceOptions().rest == "https://api.binance.com"
+
+
+# -- the whole relay -------------------------------------------------------------------------------------------------
+
+
+async def test_a_broken_connection_is_said_in_band_and_the_book_begins_anew(redis_url: str, tmp_path: Path) -> None:
+    async with Simulator(["binance"], rate=200) as simulator:
+        config = config_of(
+            f"""
+name: t
+redis: {{url: {redis_url}}}
+providers:
+  binance:
+    url: {simulator.url("binance")}
+    rest_url: {simulator.rest_url("binance")}
+    trades: [BTCUSDT]
+    books: {{full: [BTCUSDT]}}
+""",
+            tmp_path,
+        )
+
+        def kinds() -> list[str]:
+            found = [message for _, message in entries(redis_url, "books.binance.BTC-USDT")]
+            return [one.get("event") or one["type"] for one in found]
+
+        async with relay_of(config):
+            await until(lambda: kinds().count("book_delta") > 20)
+            simulator.drop("binance")
+            await until(lambda: "stale" in kinds() and "book_delta" in kinds()[kinds().index("stale") :])
+        told = kinds()
+    stale = told.index("stale")
+    assert told[0] == "book_snapshot" and set(told[1:stale]) == {"book_delta"}
+    behind = told[stale + 1 :]
+    assert behind[: behind.index("book_snapshot")] == ["gap", "fresh"] and "book_delta" in behind
+    trades = [message for _, message in entries(redis_url, "trades.BTC-USDT")]
+    ids = [one["src_seq"] for one in trades if one["type"] == "trade"]
+    gaps = [one for one in trades if one.get("event") == "gap"]
+    missing = sum(one.get("missing", 0) for one in gaps)
+    assert ids[-1] - ids[0] + 1 == len(ids) + missing, "every lost trade is counted"
+
+
+async def test_a_place_that_is_not_served_is_told_where_else_to_go(redis_url: str, tmp_path: Path) -> None:
+    async with Simulator(["binance"], faults=Faults(refuse_upgrade=451)) as simulator:
+        text = f"redis: {{url: {redis_url}}}\nproviders: {{binance: {{url: {simulator.url('binance')}, quotes: [BTCUSDT]}}}}"
+        async with relay_of(config_of(text, tmp_path)) as running:
+            await until(lambda: running.said("not tried again"))
+            assert running.said("data-stream.binance.vision")
