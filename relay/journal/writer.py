@@ -20,6 +20,8 @@ from relay.journal.blocks import new_compressor, pack
 
 BACKLOG_BYTES = 32 * 1024 * 1024
 """What may wait for the disk; about two seconds of the fastest feed measured."""
+BLOCK_BYTES = 1024 * 1024
+"""A block grows to about this much when more waits; one damaged spot costs a block."""
 RETRY_SECS = 1.0
 """Pause before the disk is tried again."""
 SUFFIX = ".jsonl.zst"
@@ -142,7 +144,7 @@ class Journal:
                     self._wake.wait()
                 if not self._batches:
                     break
-                batch = self._batches[0]
+                count, batch = self._next()
             try:
                 if isinstance(batch, _Lost):
                     self._tell(batch)
@@ -153,23 +155,44 @@ class Journal:
                 with self._wake:
                     self.state, self.why = "degraded", str(text)
                     if not isinstance(error, OSError):  # it would fail again
-                        self._done(batch)
+                        self._done(count)
                         self._owe(batch)
                     if self._closing:
                         break
                     self._wake.wait(self._retry_secs)
                 continue
             with self._wake:
-                self._done(batch)
+                self._done(count)
                 if self.state == "degraded" and self._file is not None and self.waiting < self._backlog_bytes // 2:
                     self.state, self.why = "recording", ""
         self._finish_file()
         self.state = "closed"
 
-    def _done(self, batch: Batch | _Lost) -> None:
-        self._batches.popleft()
-        if isinstance(batch, Batch):
-            self.waiting -= len(batch.lines)
+    def _done(self, count: int) -> None:
+        for _ in range(count):
+            batch = self._batches.popleft()
+            if isinstance(batch, Batch):
+                self.waiting -= len(batch.lines)
+
+    def _next(self) -> tuple[int, Batch | _Lost]:
+        """What is written next, as one block: the first that waits and, while it was small, those behind it.
+
+        The loop's thread gives us a turn only now and then when it is busy; each is used for as much as there is.
+        """
+        first = self._batches[0]
+        if isinstance(first, _Lost) or (first.header is not None and self._begun is not first):
+            return 1, first
+        found: list[Batch] = []
+        size = 0
+        for batch in self._batches:
+            if isinstance(batch, _Lost) or size >= BLOCK_BYTES or (found and batch.header is not None):
+                break
+            found.append(batch)
+            size += len(batch.lines)
+        if len(found) == 1:
+            return 1, first
+        lines, records = b"".join([batch.lines for batch in found]), sum(batch.records for batch in found)
+        return len(found), Batch(lines, records, first.first_ns, found[-1].last_ns)
 
     def _leave_out(self, batch: Batch) -> None:
         """Too much waits: note in the line of batches that these are missing."""
