@@ -485,6 +485,14 @@ def test_options_that_cannot_work_are_refused() -> None:
         with pytest.raises(ValueError):
             options(**wrong)
     assert BinanceOptions(url="wss://stream.binance.us:9443").rest == "https://api.binance.us"
+    for url in (
+        "wss://stream.binance.us:9443",
+        "wss://stream.binance.us:9443/ws/",
+        "wss://stream.binance.us:9443/stream",
+    ):
+        given = options(url=url, quotes=("BTCUSD",), microseconds=False)
+        session = SPEC.session(given, SPEC.subscribed(given), SPEC.shared(given))
+        assert session.connect().url == "wss://stream.binance.us:9443/stream"
     assert BinanceOptions().rest == "https://api.binance.com"
 
 
@@ -529,7 +537,8 @@ providers:
 
 async def test_a_place_that_is_not_served_is_told_where_else_to_go(redis_url: str, tmp_path: Path) -> None:
     async with Simulator(["binance"], faults=Faults(refuse_upgrade=451)) as simulator:
-        text = f"redis: {{url: {redis_url}}}\nproviders: {{binance: {{url: {simulator.url('binance')}, quotes: [BTCUSDT]}}}}"
+        section = f"{{url: {simulator.url('binance')}, quotes: [BTCUSDT]}}"
+        text = f"redis: {{url: {redis_url}}}\nproviders: {{binance: {section}}}"
         async with relay_of(config_of(text, tmp_path)) as running:
             await until(lambda: running.said("not tried again"))
             assert running.said("data-stream.binance.vision")

@@ -99,7 +99,8 @@ class Session(BaseProvider):
     # -- the connection ------------------------------------------------------------------------------------------
 
     def connect(self) -> Connect:
-        url = (self.options.url or URL).rstrip("/")
+        # combined mode, also where the address is written as that of the raw one
+        url = (self.options.url or URL).rstrip("/").removesuffix("/ws")
         if not url.endswith("/stream"):
             url += "/stream"
         return Connect(
