@@ -12,7 +12,8 @@ from typing import Any
 import anyio
 import msgspec
 
-from relay.dashboard.state import Board, Row
+from relay.dashboard.rows import Row
+from relay.dashboard.state import Board
 
 CLIENTS_MAX = 64
 """Pages open at one time; more are refused."""
@@ -48,7 +49,7 @@ class Hub:
     def __init__(self, board: Board, now_ns: Callable[[], int], history: History, hello: dict[str, Any]) -> None:
         self.board, self._now_ns, self._history, self._hello = board, now_ns, history, hello
         self.clients: dict[str, Client] = {}
-        self._health = self._accounts = 0
+        self._health = self._accounts = -1  # none yet, as a new page has none
         self._health_body = self._accounts_body = b""
         self._health_ns = self._rate_count = 0
         self._rate_ns = now_ns()

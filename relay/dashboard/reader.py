@@ -17,7 +17,9 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from relay import codec
-from relay.dashboard.state import PRICED, Board, Row, TopicInfo, item
+from relay.dashboard.rows import PRICED, Row, TopicInfo
+from relay.dashboard.state import Board
+from relay.dashboard.views import item
 
 EVERY_SECS = 0.15
 """Pause between two looks; a browser sees a price at most this and one way later."""

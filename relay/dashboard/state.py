@@ -1,17 +1,18 @@
 """What the dashboard knows: the last values of every symbol, and why a value may not be taken for live. Pure.
 
-A row is one thing of one source: a provider's raw symbol, as one relay publishes it. A line is what one channel says of
-it (its quotes, its one-minute bars). Messages and the time are handed in; `sweep` turns them into marks. A price is
-`live` only while nothing speaks against it: the last known values stand for ever, marked, until fresh ones come.
+Messages and the time are handed in; `sweep` turns them into marks. A price is `live` only while nothing speaks against
+it: the last known values stand for ever, marked, until fresh ones come.
 """
 
 from collections import deque
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import msgspec
 
 from relay.dashboard.health import Health, RelayState
+from relay.dashboard.rows import Line, Mark, Row, RowKey, TopicInfo
+from relay.dashboard.views import gap_text, item, notice
 from relay.model import (
     ACCOUNT_CHANNELS,
     Account,
@@ -28,13 +29,8 @@ from relay.model import (
     Trade,
 )
 
-Mark = Literal["live", "old", "stale", "closed", "halted", "offline", "waiting", "no relay", "no redis"]
-"""Why a price is not live, the weightiest reason; `old`: past the age limit without the relay having said so."""
-
 KINDS = frozenset({"quotes", "trades", "bars", "rates", "instruments", "status"})
 """Kinds of topics that are read; account topics only where they were asked for."""
-PRICED = ("quotes", "trades", "rates", "bars")
-"""Channels that give a row its price, the first that it has."""
 GAP_SHOWN_NS = 60_000_000_000
 """How long a gap stays visible in the table."""
 GRACE_NS = 2_000_000_000
@@ -43,117 +39,6 @@ NOTICES_MAX = 200
 ROWS_MAX = 20_000
 """Symbols that are shown; beyond this a table is no help, and a hostile bus must not fill the memory."""
 ACCOUNT_ITEMS_MAX = 2_000
-BADGES: Mapping[str | None, str] = {
-    None: "",
-    "simulated": "sim",
-    "rest": "REST",
-    "backfill": "backfill",
-    "replay": "replay",
-}
-
-
-RowKey = tuple[str, str, str, str]
-"""Space, relay, provider, raw symbol."""
-
-
-class TopicInfo(NamedTuple):
-    """One entry of `relay:topics`. `space`: the prefix under which it is listed."""
-
-    name: str
-    kind: str
-    provider: str
-    relay: str
-    space: str
-
-
-class Line:
-    """One channel of a row."""
-
-    __slots__ = ("channel", "gap_ns", "gap_text", "last_ns", "origin", "param", "run", "stale", "stale_text", "topic")
-
-    def __init__(self, channel: str, param: str, topic: str) -> None:
-        self.channel, self.param, self.topic = channel, param, topic
-        self.last_ns = self.run = self.gap_ns = 0
-        self.origin: str | None = None
-        self.stale = False
-        self.stale_text = self.gap_text = ""
-
-
-class Row:
-    """One line of the table."""
-
-    __slots__ = (
-        "ask", "ask_size", "bid", "bid_size", "cache", "decimals", "gaps", "health", "id", "info", "key", "last",
-        "last_what",
-        "lines", "mark", "market", "market_text", "name", "raw", "recent_gap", "symbol", "venue", "version", "why",
-    )  # fmt: skip
-
-    def __init__(self, id: int, key: "RowKey", info: TopicInfo, message: Header, health: Health) -> None:
-        self.id, self.key, self.info, self.health = id, key, info, health
-        self.symbol = message.symbol or message.raw_symbol or info.name
-        self.raw, self.venue = message.raw_symbol or "", message.venue or ""
-        self.name = ""
-        self.bid: str | None = None
-        self.ask: str | None = None
-        self.bid_size: str | None = None
-        self.ask_size: str | None = None
-        self.last: str | None = None
-        self.last_what = ""
-        self.decimals = 0
-        self.lines: dict[tuple[str, str], Line] = {}
-        self.market, self.market_text = "", ""
-        self.gaps = 0
-        self.mark: Mark = "live"
-        self.why = ""
-        self.recent_gap = False
-        self.version = 0  # of what does not change with a price
-        self.cache: bytes | None = None
-
-    def line(self, channel: str, param: str, topic: str) -> Line:
-        """Give the line of a channel, made where it is new."""
-        found = self.lines.get((channel, param))
-        if found is None:
-            found = self.lines[channel, param] = Line(channel, param, topic)
-            self.version += 1
-        found.topic = topic
-        return found
-
-    def main(self) -> Line | None:
-        """Give the line that the shown price comes from."""
-        for wanted in PRICED:
-            for (channel, _), line in self.lines.items():
-                if channel == wanted and line.last_ns:
-                    return line
-        return None
-
-    def values(self) -> list[Any]:
-        """What changes with a price, as the page takes it: the order is `VALUES` in table.js."""
-        line = self.main()
-        badge = BADGES.get(line.origin if line else None, "")
-        return [
-            self.id, self.bid, self.ask, self.last, self.last_what, (line.last_ns if line else 0) // 1_000_000,
-            self.mark, self.why, badge, int(self.recent_gap), self.bid_size, self.ask_size, self.gaps, self.decimals,
-        ]  # fmt: skip
-
-    def encoded(self) -> bytes:
-        """`values` as JSON, made once a change."""
-        if self.cache is None:
-            self.cache = msgspec.json.encode(self.values())
-        return self.cache
-
-    def about(self) -> dict[str, Any]:
-        """What does not change with a price."""
-        return {
-            "id": self.id,
-            "symbol": self.symbol,
-            "name": self.name,
-            "provider": self.info.provider,
-            "venue": self.venue,
-            "raw": self.raw,
-            "relay": self.info.relay,
-            "space": self.info.space,
-            "channels": sorted({f"{c} {p}".strip() for c, p in self.lines}),
-        }
 
 
 class Limits:
@@ -467,6 +352,8 @@ class Board:
         market = market or health.market
         if market:
             return ("halted" if market == "halted" else "closed"), text or health.market_text or f"market {market}"
+        if line.origin in ("rest", "backfill"):
+            return "fallback", f"{'a middle price over REST' if line.origin == 'rest' else 'a past price'}, not live"
         if line.stale:
             return "stale", line.stale_text
         limit = self.limits.ns(row.info.provider, line.channel)
@@ -487,56 +374,6 @@ class Board:
             "unreadable": self.unreadable,
             "refused": self.refused_rows,
         }
-
-
-def item(message: Message) -> list[Any]:
-    """One message as the page's detail takes it; the first element says what follows."""
-    ms = message.ts_recv // 1_000_000
-    match message:
-        case Quote():
-            return ["q", ms, message.bid, message.ask, message.mid or message.last, message.origin]
-        case Trade():
-            return ["t", ms, message.price, message.size, message.side, message.side_estimated, message.venue]
-        case Bar():
-            return [
-                "b", message.start // 1_000_000, message.interval, message.open, message.high, message.low,
-                message.close, message.volume or message.ticks, message.closed,
-            ]  # fmt: skip
-        case Rate():
-            return ["q", ms, None, None, message.value, message.origin]
-        case Status():
-            text = gap_text(message) if message.event == "gap" else message.text or ""
-            return ["s", ms, message.event, text, message.channel]
-        case _:
-            return ["?", ms]
-
-
-def notice(status: Status, number: int) -> dict[str, Any]:
-    """One status as the page's list of notices takes it."""
-    text = gap_text(status) if status.event == "gap" else status.text or ""
-    if status.event == "market" and not text:
-        text = "halted" if status.halted else "closed" if status.open is False else "open"
-    return {
-        "n": number,
-        "ms": status.ts_recv // 1_000_000,
-        "event": status.event,
-        "provider": status.provider,
-        "about": status.topic or status.symbol or status.channel or "",
-        "code": status.code or "",
-        "text": " - ".join(filter(None, (text, status.action))),
-    }
-
-
-def gap_text(status: Status) -> str:
-    """A gap in words."""
-    parts = [str(status.reason or "gap").replace("_", " ")]
-    if status.missing is not None:
-        parts.append(f"{status.missing} missing")
-    if status.first_missing is not None and status.last_missing is not None:
-        parts.append(f"numbers {status.first_missing} to {status.last_missing}")
-    if status.from_ns and status.to_ns and status.to_ns > status.from_ns:
-        parts.append(f"{(status.to_ns - status.from_ns) / 1e9:.1f} s")
-    return ", ".join(parts)
 
 
 def _text(value: object) -> str:

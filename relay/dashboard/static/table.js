@@ -5,10 +5,10 @@ import { aligned, compare, spread } from "./decimal.js";
 
 export const VALUES = ["id", "bid", "ask", "last", "what", "ms", "mark", "why", "badge", "gap", "bidSize", "askSize", "gaps", "decimals"];
 export const MARKS = {
-  live: "live", old: "old", stale: "stale", closed: "closed", halted: "halted", offline: "provider down",
+  live: "live", fallback: "fallback", old: "old", stale: "stale", closed: "closed", halted: "halted", offline: "provider down",
   waiting: "waiting", "no relay": "relay down", "no redis": "Redis down", lost: "page offline",
 };
-const RANK = ["lost", "no redis", "no relay", "offline", "waiting", "stale", "old", "halted", "closed", "live"];
+const RANK = ["lost", "no redis", "no relay", "offline", "waiting", "stale", "old", "fallback", "halted", "closed", "live"];
 const CALM = new Set(["live", "closed", "halted"]);
 const FLASH_MS = 260;
 const OVERSCAN = 6;
@@ -393,7 +393,7 @@ export class Table {
   }
 }
 
-const LONG = 10;
+const LONG = 9; // digits beyond this are set smaller, and wrapped rather than cut
 
 function put(slot, text, number = false) {
   if (slot.shown === text) return;
