@@ -127,6 +127,15 @@ class Normalizer:
         entries += self.collector.drain()
         return entries, error
 
+    def overheard(self, data: bytes, now_ns: int) -> list[Entry]:
+        """Take note of what a client sent on a recording; only answers to it are understood by it."""
+        heard = getattr(self.spec.session, "overheard", None)
+        if heard is None:
+            return []
+        entries = self.open(now_ns) if self.session is None else []
+        self.session.overheard(data)
+        return entries + self.collector.drain()
+
     def _take(self, outputs: Any, now_ns: int) -> None:
         taken: list[Output] = list(outputs)
         if taken:

@@ -53,10 +53,12 @@ class InputFrame(NamedTuple):
     binary: bool
     t_ns: int | None
     session: tuple[Any, ...]
+    sent: bool = False
+    """A client sent it (`dir: out`): no frame to normalize, but answers may be understood by it."""
 
 
-def frames_input(source: TextIO) -> Iterator[InputFrame]:
-    """Read frames: bare lines, or JSON lines with `frame`; `dir: out` lines are skipped."""
+def frames_input(source: TextIO, *, both: bool = False) -> Iterator[InputFrame]:
+    """Read frames: bare lines, or JSON lines with `frame`; `dir: out` lines only where `both` directions are wanted."""
     import msgspec
 
     from relay.times import decimal_seconds_ns
@@ -73,13 +75,12 @@ def frames_input(source: TextIO) -> Iterator[InputFrame]:
             except msgspec.DecodeError:
                 wrapped = None
         if isinstance(wrapped, Mapping) and isinstance(wrapped.get("frame"), str):
-            if wrapped.get("dir") == "out":
+            if wrapped.get("dir") == "out" and not both:
                 continue
             stamp = wrapped.get("t")
             t_ns = decimal_seconds_ns(str(stamp)) if isinstance(stamp, (str, int)) else None
             session = tuple(wrapped.get(key) for key in ("conn", "scenario", "endpoint"))
-            yield InputFrame(
-                wrapped["frame"].encode("utf-8", "surrogatepass"), wrapped.get("opcode") == "binary", t_ns, session
-            )
+            data, binary = wrapped["frame"].encode("utf-8", "surrogatepass"), wrapped.get("opcode") == "binary"
+            yield InputFrame(data, binary, t_ns, session, wrapped.get("dir") == "out")
         else:
             yield InputFrame(text.encode("utf-8", "surrogateescape"), False, None, ())

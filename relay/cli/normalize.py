@@ -25,9 +25,9 @@ def command(provider: str, file: str, config: str | None, topics: bool) -> None:
     """Turn raw frames of PROVIDER into messages, one JSON line each, without Redis.
 
     FILE holds one frame a line, or JSON lines with `frame` (text) and optional `opcode` (`binary`), `t` (unix
-    seconds, the time of receipt) and `dir` (`out` lines are skipped). `-` reads standard input. A change of `conn`,
-    `scenario` or `endpoint` starts a new session, as does a session that ended, which is printed as such. Without
-    -c every symbol counts as subscribed.
+    seconds, the time of receipt) and `dir` (`out`: what a client sent; the answers to it are understood by it). `-`
+    reads standard input. A change of `conn`, `scenario` or `endpoint` starts a new session, as does a session that
+    ended, which is printed as such. Without -c every symbol counts as subscribed.
     """
     from relay.cli._common import fail, frames_input, plain_options, usage_near
     from relay.normalizer import Normalizer
@@ -60,7 +60,7 @@ def command(provider: str, file: str, config: str | None, topics: bool) -> None:
     except OSError as error:
         fail(f"{file}: {error.strerror}")
     with source:
-        for text in _lines(normalizer, frames_input(source), topics):
+        for text in _lines(normalizer, frames_input(source, both=True), topics):
             click.echo(text)
     print(
         f"{normalizer.frames} frames, {normalizer.source.counts.published} messages, "
@@ -80,6 +80,9 @@ def _lines(normalizer: Any, frames: Iterator[Any], topics: bool) -> Iterator[byt
         if frame.session != session:
             out += normalizer.close(now)
             session = frame.session
+        if frame.sent:
+            yield from _written(out + normalizer.overheard(frame.data, now), topics)
+            continue
         entries, error = normalizer.frame(frame.data, now, binary=frame.binary)
         yield from _written(out + entries, topics)
         if error is not None:

@@ -397,6 +397,16 @@ class TickAtlas(BaseProvider):
             self._out.append(Send(text, subscribes=1))
         return ()
 
+    def overheard(self, data: bytes) -> None:
+        """Take note of what another client subscribed to on a recording, for `relay normalize`."""
+        try:
+            wire = msgspec.json.decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return
+        if isinstance(wire, dict) and wire.get("action") == "subscribe" and isinstance(wire.get("symbols"), list):
+            named = [Subscription("quotes", raw) for raw in wire["symbols"] if isinstance(raw, str)]
+            self.subscriptions += [one for one in named if one not in self.subscriptions]
+
     # -- time ----------------------------------------------------------------------------------------------------
 
     def tick(self, now_ns: int) -> Sequence[Output]:

@@ -273,6 +273,19 @@ class Control:
                 )
         return refused or [Status(event="refused", code=code or "refused", text=text or None)]
 
+    def overheard(self, value: Object) -> None:
+        """Count another client's operation as ours: its answer comes by its id, for its topics."""
+        verb, ident = VERBS.get(str(value.get("operation")).lower()), value.get("id")
+        body = value.get("data")
+        topics = body.get("topics") if isinstance(body, dict) else None
+        if verb == "Authenticate" and isinstance(ident, str):
+            self.auth_id = ident
+        elif verb is not None and isinstance(topics, list):
+            named = [topic for topic in topics if isinstance(topic, str)]
+            if isinstance(ident, str):
+                self.pending[ident] = Operation(verb, named, due_ns=1 << 62)
+            self.desk.overheard(named, verb == "Subscribe")
+
     def error(self, code: str, text: str, wait: Any, now_ns: int, *, typed: bool) -> list[Output]:
         """Take an error that answers no operation; `typed`: it is a `header` message of type error (rules R3, R19).
 

@@ -110,6 +110,15 @@ class EtoroSession(BaseProvider):
         self._control.closed()
         return ()
 
+    def overheard(self, data: bytes) -> None:
+        """Take note of an operation that another client sent on a recording, for `relay normalize`."""
+        try:
+            value = wire.decode(data)
+        except wire.BROKEN:
+            return
+        if isinstance(value, dict):
+            self._control.overheard(value)
+
     def ended(self, code: int | None, reason: str, carried: bool) -> SessionError | None:
         """Give up after POLICY_CLOSES_MAX closes by policy (1008, 4xxx) without one data frame between them."""
         if self._control.heard_data:

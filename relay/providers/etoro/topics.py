@@ -37,6 +37,8 @@ class Desk:
         self.subscriptions: dict[Subscription, None] = {}
         self.live: dict[str, set[str]] = {}
         self.everything: set[str] = set()
+        self.dropped: set[str] = set()
+        """Ids that another client unsubscribed from, where everything is taken."""
         self.sent: dict[str, list[Subscription]] = {}
         """Wire topic to what asked for it, from the moment when it is queued."""
         self.refused: set[str] = set()
@@ -81,7 +83,7 @@ class Desk:
     def takes(self, channel: str, raw: str) -> bool:
         """Tell whether data of an instrument belongs to a subscription of this connection."""
         if channel in self.everything:
-            return True
+            return raw not in self.dropped
         live = self.live.get(channel, ())
         return raw in live or raw.upper() in live
 
@@ -112,6 +114,17 @@ class Desk:
             fresh.setdefault(topic, []).append(sub)
         self.sent.update(fresh)
         return list(fresh)
+
+    def overheard(self, topics: Iterable[str], wanted: bool) -> None:
+        """Take note of wire topics that another client subscribed to, or unsubscribed from."""
+        for topic in topics:
+            ident = topic.partition(":")[2]
+            if wanted:
+                self.dropped.discard(ident)
+                self.sent.setdefault(topic, [Subscription("quotes", ident) if ident else Subscription("orders", "")])
+            elif ident:
+                self.dropped.add(ident)
+                self.sent.pop(topic, None)
 
     def refuse(self, topic: str) -> list[Subscription]:
         """Note that a wire topic was refused; give what asked for it."""
