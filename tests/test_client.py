@@ -366,7 +366,26 @@ async def test_many_topics_are_followed_by_channel(
     assert sorted(reader.ids) == sorted(ids) and reader.gaps == []
 
 
-# losses of the connection
+# addresses and losses of the connection
+
+
+async def test_unix_socket_and_options_in_the_address_work(tmp_path: Path) -> None:
+    server = RedisServer("--unixsocket", str(tmp_path / "sock"))
+    try:
+        with Writer(server.url) as writer:
+            ids = writer.put(T, 2)
+        for url in (f"unix://{tmp_path}/sock", f"{server.url}?socket_timeout=1&decode_responses=True&protocol=3"):
+            client = Client(url)
+            assert [item.id for item in client.read_sync(T, since="all", follow=False)] == ids
+            for via in ("stream", "channel"):
+                async with Reader(client.read(T, since="all", via=via)).running() as reader:  # type: ignore[arg-type]
+                    await reader.got(ids)
+    finally:
+        server.close()
+
+
+def test_secrets_of_the_address_are_not_shown() -> None:
+    assert repr(Client("redis://me:secret@host:1/0?password=x")) == "<Client redis://host:1/0>"
 
 
 async def test_wrong_address_ends_after_the_first_connect(redis_url: str) -> None:

@@ -40,12 +40,12 @@ def _options(
     url: str, options: dict[str, Any], retry: Any, parse: Callable[[str], Mapping[str, Any]]
 ) -> dict[str, Any]:
     """Connection arguments: the address, the caller's own, and what a reader needs."""
+    given = {**parse(url), **options}
+    of_network = {"socket_connect_timeout": ANSWER_SECS, "socket_keepalive": True}
     return {
         "client_name": "relay-client",
-        "socket_connect_timeout": ANSWER_SECS,
-        "socket_keepalive": True,
-        **parse(url),
-        **options,
+        **({} if "path" in given else of_network),
+        **given,
         "protocol": 2,
         "retry": retry,
         "socket_read_size": 65536,
