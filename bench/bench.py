@@ -1,0 +1,298 @@
+"""What the README claims about speed, as commands: `python bench/bench.py throughput | latency | topics | connections |
+idle | scrape`.
+
+Each starts a Redis of its own (redis-server on the PATH), a server that plays CoinAPI, and `relay run` as a user would;
+prints a table and leaves the figures in bench/results/<command>.json. Loopback only. Compare figures of one run with
+one another, never of two machines.
+"""
+
+import contextlib
+import json
+import os
+import platform
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import redis
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
+TICK = os.sysconf("SC_CLK_TCK")
+START_SECS = 20.0
+MESSAGES = int(os.environ.get("BENCH_MESSAGES", 150_000))
+
+
+def port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def cpu_secs(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / TICK
+
+
+def memory_mb(pid: int, what: str = "VmRSS") -> float:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(what):
+            return int(line.split()[1]) / 1024
+    return 0.0
+
+
+@contextlib.contextmanager
+def running(*args: str, **popen: Any) -> Iterator[subprocess.Popen[str]]:
+    """Run a program while inside."""
+    process = subprocess.Popen(args, text=True, **popen)
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+class Scene:
+    """A Redis, players and a relay; `stored` counts what Redis has."""
+
+    def __init__(self, client: "redis.Redis[bytes]", relay: subprocess.Popen[str], log: Path, http: str) -> None:
+        self.client, self.relay, self.log, self.http = client, relay, log, http
+
+    def stored(self) -> int:
+        found: Any = self.client.info("commandstats").get("cmdstat_xadd", {})
+        return int(found.get("calls", 0)) - int(found.get("failed_calls", 0))
+
+    def until(self, count: int, secs: float = 120.0) -> float:
+        """Wait until so many entries are stored; give the moment."""
+        end = time.time() + secs
+        while self.stored() < count:
+            if time.time() > end or self.relay.poll() is not None:
+                sys.exit(f"only {self.stored()} of {count} stored; the relay said:\n{self.log.read_text()[-3000:]}")
+            time.sleep(0.002)
+        return time.time()
+
+
+@contextlib.contextmanager
+def scene(
+    *, count: int = 0, symbols: int = 50, rate: float = 0.0, connections: int = 1, config: str = "", providers: str = ""
+) -> Iterator[Scene]:
+    """Bring everything up; the players begin half a second after the relay has connected."""
+    if not shutil.which("redis-server"):
+        sys.exit("needs redis-server on the PATH (Debian: apt install redis-server)")
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="relay-bench-")))
+        redis_port = port()
+        quiet = {"stdout": subprocess.DEVNULL}
+        stack.enter_context(
+            running("redis-server", "--port", str(redis_port), "--save", "", "--appendonly", "no", **quiet)
+        )
+        sections = providers
+        for number in range(0 if providers else connections):
+            ws = port()
+            blaster = stack.enter_context(
+                running(
+                    sys.executable,
+                    str(HERE / "blast.py"),
+                    str(ws),
+                    str(count),
+                    str(symbols),
+                    *([str(rate)] if rate else []),
+                    stdout=subprocess.PIPE,
+                )  # fmt: skip
+            )
+            assert blaster.stdout is not None and blaster.stdout.readline().strip() == "listening"
+            # each its own key and, by a prefix of the provider's name, its own topics
+            sections += (
+                f"  p{number}: {{type: coinapi, url: 'ws://127.0.0.1:{ws}/v1/', api_key: bench-key-{number}, "
+                f"trades: ['BINANCE_SPOT_*'], topics_max: 20000}}\n"
+            )
+        template = "topics: {trades: 'trades.{provider}.{symbol}'}\n" if connections > 1 else ""
+        file = folder / "relay.yaml"
+        file.write_text(
+            f"name: bench\nredis: {{url: 'redis://127.0.0.1:{redis_port}'}}\n{template}{config}providers:\n{sections}"
+        )
+        log = folder / "log"
+        with log.open("w") as out:
+            relay = stack.enter_context(
+                running(sys.executable, "-m", "relay", "run", "-c", str(file), cwd=folder, stdout=out, stderr=out,
+                        env=os.environ | {"PYTHONPATH": str(HERE.parent)})
+            )  # fmt: skip
+        client = redis.Redis(port=redis_port)
+        stack.callback(client.close)
+        end = time.time() + START_SECS
+        while "connected" not in log.read_text() and not providers:
+            if time.time() > end or relay.poll() is not None:
+                sys.exit(f"the relay does not connect:\n{log.read_text()[-3000:]}")
+            time.sleep(0.02)
+        http = folder / ".relay" / "http_url"
+        yield Scene(client, relay, log, http.read_text().strip() if http.exists() else "")
+
+
+def flow(*, symbols: int = 50, connections: int = 1, count: int = MESSAGES, **more: Any) -> dict[str, float]:
+    """Rate, CPU and memory of a full flow, the first part (connecting, making topics) left out."""
+    each = count // connections
+    warm = max(min(symbols * connections, count // 2), count // 10)
+    with scene(count=each, symbols=symbols, connections=connections, **more) as stage:
+        stop = threading.Event()
+        if stage.http:
+            threading.Thread(target=scraping, args=(stage.http, stop), daemon=True).start()
+        pid = stage.relay.pid
+        begun = stage.until(warm)
+        had, before = stage.stored(), cpu_secs(pid)
+        ended = stage.until(each * connections)
+        done, cpu = each * connections - had, cpu_secs(pid) - before
+        stop.set()
+        return {
+            "messages_per_second": done / (ended - begun),
+            "cpu_us_per_message": cpu / done * 1e6,
+            "memory_mb": memory_mb(pid),
+            "memory_peak_mb": memory_mb(pid, "VmHWM"),
+        }
+
+
+def scraping(url: str, stop: threading.Event) -> None:
+    while not stop.wait(1.0):
+        with urllib.request.urlopen(f"{url}/metrics") as answer:
+            answer.read()
+
+
+def median_of(rounds: int, **what: Any) -> dict[str, float]:
+    found = [flow(**what) for _ in range(rounds)]
+    return {key: statistics.median(one[key] for one in found) for key in found[0]}
+
+
+def throughput() -> list[dict[str, Any]]:
+    """Messages a second from frames to Redis: 50 topics, one connection."""
+    return [{"topics": 50} | median_of(3)]
+
+
+def topics() -> list[dict[str, Any]]:
+    """The same over 10, 100, 1,000 and 10,000 topics."""
+    return [{"topics": n} | median_of(3, symbols=n) for n in (10, 100, 1_000, 10_000)]
+
+
+def connections() -> list[dict[str, Any]]:
+    """The same over 1, 4 and 16 connections."""
+    return [{"connections": n} | median_of(3, connections=n) for n in (1, 4, 16)]
+
+
+def scrape() -> list[dict[str, Any]]:
+    """The same with the HTTP server off, and on with a scrape each second, in turns."""
+    on = "http: {enabled: true, port: 0}\n"
+    found: dict[str, list[dict[str, float]]] = {"off": [], "on": []}
+    for _ in range(5):
+        found["off"].append(flow(count=2 * MESSAGES))
+        found["on"].append(flow(count=2 * MESSAGES, config=on))
+    return [
+        {"scraping": how} | {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
+        for how, rounds in found.items()
+    ]
+
+
+def latency() -> list[dict[str, Any]]:
+    """From a frame's sending to its reading by XREAD BLOCK, by messages a second; the first 1.5 s left out."""
+    return [{"rate": rate} | _latency(rate) for rate in (100, 1_000, 10_000)]
+
+
+def _latency(rate: int, secs: float = 8.0) -> dict[str, float]:
+    count = int(rate * secs)
+    with scene(count=count, symbols=50, rate=rate) as stage:
+        keys = {f"trades.C{number:05d}-USDT": "0" for number in range(50)}
+        took: list[float] = []
+        seen, first = 0, 0
+        end = time.time() + secs + 10
+        while seen < count and time.time() < end:
+            found: Any = stage.client.xread(keys, block=200)
+            now = time.time_ns()
+            for name, entries in found.items() if isinstance(found, dict) else found or ():
+                keys[name.decode()] = entries[-1][0]
+                for _, fields in entries:
+                    body = json.loads(fields[b"data"])
+                    if body["type"] != "trade":
+                        continue
+                    seen += 1
+                    sent = int(body["id"])
+                    first = first or sent
+                    if sent - first > 1_500_000_000:
+                        took.append((now - sent) / 1e6)
+        took.sort()
+        return {
+            "p50_ms": took[len(took) // 2],
+            "p99_ms": took[int(len(took) * 0.99)],
+            "max_ms": took[-1],
+            "arrived": seen,
+            "sent": count,
+        }
+
+
+def idle(secs: float = 20.0) -> list[dict[str, Any]]:
+    """CPU of a relay with four connected providers of which none says anything but heartbeats."""
+    names = {
+        "coinapi": "trades: [BITSTAMP_SPOT_BTC_EUR]",
+        "coinbase": "trades: [BTC-USD]",
+        "tickatlas": "quotes: [EURUSD]",
+        "aries": "quotes: [AAPL]",
+    }
+    with running(
+        sys.executable, "-m", "relay", "sim", *names, "--rate", "0.0001", "--port", str(ws := port()),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": str(HERE.parent)},
+    ):  # fmt: skip
+        sections = ""
+        for name, what in names.items():
+            key = {"aries": "token: bench-key, ", "coinbase": ""}.get(name, "api_key: bench-key, ")
+            sections += f"  {name}: {{url: 'ws://127.0.0.1:{ws}/{name}', {key}{what}}}\n"
+        with scene(providers=sections) as stage:
+            end = time.time() + START_SECS
+            while stage.log.read_text().count('"connected"') < len(names):
+                if time.time() > end:
+                    sys.exit(f"not all connect:\n{stage.log.read_text()[-3000:]}")
+                time.sleep(0.1)
+            time.sleep(3.0)
+            before, began = cpu_secs(stage.relay.pid), time.time()
+            time.sleep(secs)
+            share = (cpu_secs(stage.relay.pid) - before) / (time.time() - began)
+            return [{"providers": len(names), "cpu_percent": share * 100, "memory_mb": memory_mb(stage.relay.pid)}]
+
+
+COMMANDS = {f.__name__: f for f in (throughput, latency, topics, connections, idle, scrape)}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    def text(value: Any) -> str:
+        return value if isinstance(value, str) else f"{value:,}" if isinstance(value, int) else f"{value:,.2f}"
+
+    head = list(rows[0])
+    cells = [head, *([text(row[key]) for key in head] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(head))]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in cells)
+
+
+def main() -> None:
+    chosen = sys.argv[1:]
+    if not chosen or set(chosen) - set(COMMANDS):
+        sys.exit(f"usage: bench.py {' | '.join(COMMANDS)}")
+    RESULTS.mkdir(exist_ok=True)
+    for name in chosen:
+        function = COMMANDS[name]
+        rows = function()
+        print(f"{name}: {(function.__doc__ or '').strip()}\n{table(rows)}\n", flush=True)
+        about = {"machine": f"{os.cpu_count()} cores", "python": platform.python_version(), "rows": rows}
+        (RESULTS / f"{name}.json").write_text(json.dumps(about, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
