@@ -3,6 +3,7 @@
 import contextlib
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -13,11 +14,11 @@ from typing import Any
 import anyio
 import pytest
 from relays import Process, until
-from servers import RedisServer
+from servers import RedisServer, free_port
 from sinks import dose
 from streams import Writer
 
-from relay.client import Client, Gap, Item
+from relay.client import Client, Gap, Item, Unreachable
 
 pytestmark = pytest.mark.fault
 ROOT = Path(__file__).resolve().parents[1]
@@ -259,3 +260,29 @@ async def test_slow_reader_of_a_trimmed_stream_is_told_every_number(durable: Red
     account(found)
     missing = sum(item.missing or 0 for item in found if isinstance(item, Gap))
     assert missing > 0 and missing + len([item for item in found if isinstance(item, Item)]) == writer.seqs[T]
+
+
+async def test_tls_checks_the_server_and_reads_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if not shutil.which("openssl") or not shutil.which("redis-server"):
+        pytest.skip("no openssl to make a certificate with, or no server on the PATH that speaks TLS")
+    cert, key, port = str(tmp_path / "cert.pem"), str(tmp_path / "key.pem"), free_port()
+    make = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=localhost"
+    await anyio.run_process(
+        ["openssl", *make.split(), "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", cert]
+    )
+    monkeypatch.setenv("RELAY_TEST_REDIS_SERVER", "redis-server")
+    tls = ("--tls-port", str(port), "--tls-cert-file", cert, "--tls-key-file", key, "--tls-ca-cert-file", cert)
+    server = RedisServer(*tls, "--tls-auth-clients", "no")
+    try:
+        with Writer(server.url) as writer:
+            stored = writer.put(T, 2)
+        url = f"rediss://127.0.0.1:{port}/0"
+        trusting = Client(url, ssl_ca_certs=cert)
+        assert [item.id for item in trusting.read_sync(T, since="all", follow=False)] == stored
+        for via in ("stream", "channel"):
+            async with reading(trusting.read(T, since="all", via=via)) as found:  # type: ignore[arg-type]
+                await until(lambda found=found: [item.id for item in found] == stored)  # type: ignore[misc]
+        with pytest.raises(Unreachable, match="certificate"):
+            next(iter(Client(url, connect_secs=0.1).read_sync(T, since="all")))
+    finally:
+        server.close()
