@@ -32,6 +32,7 @@ from relay.retry import Decision
 from relay.saying import Saying
 from relay.sink import Sink
 from relay.state_files import StateFiles
+from relay.tidings import TIDINGS
 from relay.topics import Topics
 from relay.vitals import Vitals
 
@@ -178,7 +179,7 @@ class Bridge:
         )
         self.sink.answered = self.vitals.answered
         self.intake = Intake(names, self.outbox, self.run, merge=config.merge, redactor=self.redactor)
-        self.intake.pressed = lambda: self.outbox.full
+        self.intake.conflation.pressed = lambda: self.outbox.full
         self.intake.told = Saying(self.event)
         for section in config.providers.values():
             self.add_provider(section)
@@ -341,7 +342,7 @@ class Bridge:
         """Publish thinned and conflated quotes when their time comes."""
         while True:
             await anyio.sleep(RELEASE_SECS)
-            if self.intake.holding:
+            if self.intake.conflation:
                 now = self.clock()
                 if self.intake.watch(now) and self.recorder is not None:
                     self.recorder.watch(now)
@@ -443,7 +444,7 @@ class Bridge:
         if name == "hole":
             self._status(msgspec.structs.replace(fields["status"]))  # in band the sink has put it already
             return
-        level, text, status = SINK_EVENTS.get(name, ("warning", name.replace("_", " "), None))
+        level, text, status = TIDINGS.get(name, ("warning", name.replace("_", " "), None))
         self.event(level, text, **{"why" if key == "text" else key: value for key, value in fields.items()})
         if status is not None and not self.stopping:
             extra = " ".join(f"{k}={v}" for k, v in fields.items())
@@ -462,36 +463,6 @@ class Bridge:
 
     def _server_event(self, name: str, text: str) -> None:
         self.event("warning", f"bundled server {name}", why=text)
-
-
-SINK_EVENTS: Mapping[str, tuple[str, str, model.StatusEvent | None]] = {
-    "connected": ("info", "Redis is up", None),
-    "lost": ("warning", "Redis is away: sockets are kept, messages wait", "degraded"),
-    "holding": ("warning", "Redis takes nothing: messages wait", "degraded"),
-    "recovered": ("info", "Redis is back", "recovered"),
-    "owned": ("error", "another relay owns this topic, it is not written", "refused"),
-    "confirmed": ("info", "entries without an answer had arrived: none is written twice", None),
-    "fenced": ("error", "another relay of this name has taken over", None),
-    "lease_refused": ("error", "a relay of this name is running", None),
-    "topic_blocked": ("error", "Redis refuses this topic, the others go on", "degraded"),
-    "topic_unblocked": ("info", "Redis takes this topic again", "recovered"),
-    "topics_taken": ("warning", "topics were taken from their former owner", "notice"),
-    "foreign_entries": ("error", "somebody else has written to this topic, it is stopped", "degraded"),
-    "redis_lost": ("error", "Redis came back with less than it had taken", "degraded"),
-    "healed": ("info", "Redis has again what it had lost", "recovered"),
-    "stream_gone": ("warning", "a stream was deleted, it goes on with what is new", "degraded"),
-    "restamped": ("warning", "the clock was behind the last run's: waiting entries got later times", None),
-    "oom_trimmed": ("warning", "Redis is out of memory: our oldest entries were trimmed", "degraded"),
-    "streams_trimmed": ("info", "oldest entries trimmed to the configured size", None),
-    "spool_degraded": ("error", "the disk takes no spool: a crash can lose what Redis has not confirmed", "degraded"),
-    "spool_recovered": ("info", "the spool is written again", "recovered"),
-    "spool_full": ("warning", "the spool is full of what Redis lacks: sockets wait", "degraded"),
-    "spool_damaged": ("error", "records of the spool are damaged", "degraded"),
-    "spool_elsewhere": ("info", "there are spools for another Redis here, which are not sent to this one", None),
-    "unpublished": ("warning", "stored, but not published: Redis refuses PUBLISH", "degraded"),
-    "stopped": ("debug", "sink stopped", None),
-}
-"""What the sink tells: level, text, and the status message it becomes, if any."""
 
 
 def _first(group: BaseExceptionGroup[Any]) -> BaseException:

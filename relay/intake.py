@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 from relay import codec, model
+from relay.conflation import Conflation
 from relay.holes import number_after
 from relay.model import ACCOUNT_CHANNELS, CHANNEL_OF, Header, Status
 from relay.providers.base import Output, ProviderSpec, Seen, Shared, Subscription
@@ -65,9 +66,9 @@ class Intake:
         """Topics that nobody feeds any more: time of the last message, and whose number is expected next."""
         self._status = self.status_topic = outbox.topic(topics.status, "status", "")
         self._add = outbox.add
-        self.pressed: Callable[[], bool] = lambda: False
-        """Tells whether there is no room for more: then quotes of `latest` are conflated."""
-        self._held: dict[Route, Source] = {}
+        self.conflation = Conflation(self._put)
+        self.beside = 0
+        """Entries that stand for no message of a provider's: statuses and rejects."""
 
     def source(
         self,
@@ -128,7 +129,7 @@ class Intake:
                 continue
             if message.origin is None or not route.last_ns:  # a fallback over REST is never live
                 route.last_ns = now_ns
-            if route.conflates and self._holds(source, route, message, now_ns):
+            if route.conflates and self.conflation.holds(source, route, message, now_ns):
                 continue
             seq = topic.seq + 1
             topic.seq = seq
@@ -302,7 +303,7 @@ class Intake:
     def _in_band(self, source: Source, route: Route, status: Status, now_ns: int) -> None:
         """Publish a status on the topic it concerns, with a copy on the status topic."""
         if route.held is not None:
-            self._let_go(source, route, now_ns)
+            self.conflation.let_go(source, route, now_ns)
         status.channel, status.topic = route.channel, route.topic.name
         status.symbol, status.raw_symbol, status.venue = route.symbol, route.raw_symbol, route.venue
         if status.event == "gap":
@@ -312,6 +313,8 @@ class Intake:
         self._put(source, self._status, status, now_ns)
 
     def _put(self, source: Source | None, topic: TopicLike, message: Header, now_ns: int) -> None:
+        if message.__class__ is Status or message.__class__ is model.Reject:
+            self.beside += 1
         topic.seq += 1
         message.provider = source.name if source else self.names.relay
         message.ts_recv, message.run, message.seq = now_ns, self.run, topic.seq
@@ -415,50 +418,6 @@ class Intake:
             route.lost, route.broken_ns = "overflow", route.last_ns
         route.mode = SPECIAL
 
-    # -- conflation ----------------------------------------------------------------------------------------------
-
-    def _holds(self, source: Source, route: Route, message: Header, now_ns: int) -> bool:
-        """Keep a quote for later where its time has not come, or where there is no room; an older one gives way."""
-        if route.held is not None:
-            source.counts.conflated += 1
-            source.counts.held -= 1
-            route.held = None
-        if now_ns < route.due_ns or (route.latest and (route.topic.full or self.pressed())):
-            route.held = message
-            source.counts.held += 1
-            self._held[route] = source
-            return True
-        route.due_ns = now_ns + route.thin_ns
-        return False
-
-    @property
-    def holding(self) -> bool:
-        """Whether quotes are kept back."""
-        return bool(self._held)
-
-    def _let_go(self, source: Source, route: Route, now_ns: int) -> None:
-        """Publish the quote that a route has kept, with this moment's time."""
-        message, route.held = route.held, None
-        if message is not None:
-            source.counts.held -= 1
-            source.counts.published += 1
-            self._put(source, route.topic, message, now_ns)
-            route.due_ns = now_ns + route.thin_ns
-
-    def release(self, now_ns: int, *, all_of_them: bool = False) -> int:
-        """Publish the quotes whose time has come. Give their number."""
-        found = 0
-        for route, source in list(self._held.items()):
-            if route.held is None:
-                del self._held[route]
-            elif all_of_them or (
-                now_ns >= route.due_ns and not (route.latest and (route.topic.full or self.pressed()))
-            ):
-                del self._held[route]
-                self._let_go(source, route, now_ns)
-                found += 1
-        return found
-
     # -- sessions and time ---------------------------------------------------------------------------------------
 
     def opened(self, source: Source, connection: str) -> None:
@@ -480,7 +439,7 @@ class Intake:
 
         Call it about once a second, every WATCH_THIN_SECS where quotes are thinned. Gives the number of messages made.
         """
-        found = self.release(now_ns) if self._held else 0
+        found = self.conflation.release(now_ns)
         for source in self.sources:
             for route in source.routes.values():
                 if (

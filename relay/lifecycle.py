@@ -59,7 +59,7 @@ def closed(
 
 def stopped(intake: Intake, now_ns: int) -> None:
     """The relay ends as planned."""
-    intake.release(now_ns, all_of_them=True)
+    intake.conflation.release(now_ns, all_of_them=True)
     intake.status(None, Status(event="stopped", text="relay stopped"), now_ns)
 
 

@@ -23,14 +23,18 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     (
         "helpers",
         named(
-            "numbers times symbols topics redaction saying codec retry schema asyncapi typescript stats histogram repeats books"
+            "numbers times symbols topics redaction saying codec retry schema asyncapi typescript tidings histogram "
+            "repeats books"
         ),
     ),
     ("contract", named("providers.base")),
     # helpers that speak of the contract (and are handed the table of providers, so that they know none of them)
     (
         "helpers over the contract",
-        named("config identity outbox routes intake normalizer lifecycle records replay difference holes spooled"),
+        named(
+            "config identity outbox routes intake normalizer lifecycle records replay difference holes spooled "
+            "conflation stats"
+        ),
     ),
     ("providers", frozenset()),  # relay.providers.<name>, each for itself
     ("table of providers", named("providers")),

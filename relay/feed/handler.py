@@ -68,6 +68,8 @@ class FeedStats:
 
     frames: int = 0
     bytes: int = 0
+    gave: int = 0
+    """Frames that gave at least one message or reject."""
     useless: int = 0
     """Known frames that gave nothing, as the providers count them."""
     internal: int = 0

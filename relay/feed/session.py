@@ -24,7 +24,7 @@ from relay.feed.limits import SharedLimits
 from relay.feed.rest import Rest, files_of
 from relay.lifecycle import fault
 from relay.model import CHANNEL_OF
-from relay.providers.base import Connect, Frame, Output, Provider, Reply, Request, Send, Subscription
+from relay.providers.base import Connect, Frame, Output, Provider, Reply, Request, Seen, Send, Subscription
 from relay.retry import HEALTHY_SECS
 
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ class Session:
                 continue
             record = handler.frame(feed) if handler.frame is not None else None
             count = min(len(waiting), BATCH_FRAMES)
-            index = size = 0
+            index = size = gave = 0
             for index in range(count):  # noqa: B007
                 event = popleft()
                 data = event.data
@@ -223,12 +223,15 @@ class Session:
                 except Exception as error:
                     outputs, sends = self._fault(error, data), self._drain()
                 if outputs:
+                    if outputs[0].__class__ is not Seen:  # a number alone: the frame counts as useless
+                        gave += 1
                     outputs_to(feed, outputs, now)
                     if not self._carried:
                         self._carried = _has_data(outputs)
                 if sends:
                     self._queue(sends)
             stats.frames += index + 1
+            stats.gave += gave
             stats.bytes += size
             stats.useless = self._useless_before + provider.useless
             if waiting:

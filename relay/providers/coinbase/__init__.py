@@ -200,7 +200,7 @@ class Session(BaseProvider):
                         self._traded.setdefault(raw, 0)
             case ErrorNotice():
                 return self._error(message, frame.received_ns)
-        if not out:
+        if not out or out[0].__class__ is Seen:
             self.useless += 1
         return out
 

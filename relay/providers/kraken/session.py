@@ -165,7 +165,7 @@ class Session(BaseProvider):
             out = self._answer(wire, data)
         else:
             return (reject("missing_field", "neither channel nor method", data),)
-        if not out:
+        if not out or out[0].__class__ is Seen:
             self.useless += 1
         return out
 
