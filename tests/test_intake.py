@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from relay import model
+from relay import lifecycle, model, stats
 from relay.intake import Intake, Source
 from relay.normalizer import Collector
 from relay.providers.base import (
@@ -293,3 +293,82 @@ def test_conservation_of_messages() -> None:
     scene.take(trade(1), trade(2), trade(2), trade(5), trade(1, "X"), model.Status(event="notice"), trade(3))
     counts = scene.source.counts
     assert counts.made == counts.published + counts.repeats + counts.outside + counts.overflow == 6
+
+
+# -- conflation --------------------------------------------------------------------------------------------------------
+
+MS = 1_000_000
+
+
+def quote(bid: str, symbol: str = "BTC-USD") -> model.Quote:
+    return model.Quote(symbol=symbol, raw_symbol=symbol, bid=bid)
+
+
+def bids(messages: list[dict[str, Any]]) -> list[str]:
+    return [m["bid"] for m in messages if m["type"] == "quote"]
+
+
+def law_holds(scene: Scene) -> bool:
+    return stats.messages([scene.source.counts]).difference == 0
+
+
+def test_thinned_quotes_give_the_newest_of_each_interval_and_leave_no_hole() -> None:
+    scene = Scene(options={"interval_ms": {"quotes": 100}})
+    assert bids(scene.take(quote("1"))) == ["1"], "the first goes at once"
+    assert scene.take(quote("2"), quote("3"), quote("1", "ETH-USD"), now=NOW + 10 * MS)[0]["raw_symbol"] == "ETH-USD"
+    assert scene.intake.watch(NOW + 99 * MS) == 0
+    assert scene.intake.watch(NOW + 100 * MS) == 1
+    (released,) = scene.drain()
+    assert (released["bid"], released["seq"], released["ts_recv"]) == ("3", 2, NOW + 100 * MS)
+    assert released["id_"] == f"{(NOW + 100 * MS) // MS}-2"
+    assert scene.take(quote("4"), now=NOW + 150 * MS) == []
+    assert bids(scene.take(quote("5"), now=NOW + 200 * MS)) == ["5"], "newer than what was kept"
+    counts = scene.source.counts
+    assert (counts.made, counts.published, counts.conflated, counts.held) == (6, 4, 2, 0) and law_holds(scene)
+    assert not scene.intake.conflation.release(NOW + 900 * MS)
+
+
+def test_only_quotes_are_thinned() -> None:
+    scene = Scene(options={"interval_ms": {"quotes": 100}})
+    assert len(scene.take(trade(1), trade(2), trade(3))) == 3
+
+
+def test_a_quote_that_is_kept_back_comes_before_the_gap_behind_it() -> None:
+    scene = Scene(options={"interval_ms": {"quotes": 100}})
+    scene.take(quote("1"))
+    scene.take(quote("2"), now=NOW + MS)
+    scene.intake.closed(scene.source, "1")
+    found = scene.take(quote("3"), now=NOW + 2 * MS)
+    assert kinds(found)[:2] == ["quote", "gap@quotes.BTC-USD"] and bids(found) == ["2"]
+    scene.intake.watch(NOW + 500 * MS)
+    assert bids(scene.drain()) == ["3"] and law_holds(scene)
+
+
+def test_latest_keeps_one_quote_a_symbol_while_there_is_no_room() -> None:
+    scene = Scene(options={"when_full": {"quotes": "latest"}})
+    full = True
+    scene.intake.conflation.pressed = lambda: full
+    assert scene.take(*[quote(str(i)) for i in range(1, 50)], quote("7", "ETH-USD")) == []
+    assert len(scene.take(trade(1))) == 1, "trades are never conflated"
+    assert scene.intake.watch(NOW + SECOND) == 0
+    assert (scene.source.counts.conflated, scene.source.counts.held) == (48, 2) and law_holds(scene)
+    full = False
+    assert scene.intake.watch(NOW + SECOND) == 2
+    assert bids(scene.drain()) == ["49", "7"] and law_holds(scene)
+
+
+def test_a_stop_publishes_what_was_kept_back() -> None:
+    scene = Scene(options={"interval_ms": {"quotes": 60_000}})
+    scene.take(quote("1"), quote("2"))
+    lifecycle.stopped(scene.intake, NOW + MS)
+    assert bids(scene.drain()) == ["2"] and law_holds(scene)
+
+
+def test_first_gap_of_a_run_has_exact_numbers_where_the_spool_knows_the_last() -> None:
+    scene = Scene(GLOBAL)
+    topic = scene.out.topic("trades.BTC-USD", "trades", "made")
+    topic.last_id = f"{NOW // MS - 5000}-9"
+    topic.before = b'{"type":"trade","provider":"made","raw_symbol":"BTC-USD","src_seq":41}'
+    gap, _, message = scene.take(trade(50))
+    assert (gap["reason"], gap["first_missing"], gap["last_missing"], gap["missing"]) == ("relay_down", 42, 49, 8)
+    assert message["src_seq"] == 50 and scene.out.topic("trades.BTC-USD", "trades", "made").contiguous
