@@ -67,6 +67,7 @@ class Intake:
         self._status = self.status_topic = outbox.topic(topics.status, "status", "")
         self._add = outbox.add
         self.conflation = Conflation(self._put)
+        self.departed: list[Counts] = []  # of providers that were taken away: the sums go on
         self.beside = 0
         """Entries that stand for no message of a provider's: statuses and rejects."""
 
@@ -104,6 +105,7 @@ class Intake:
         """Take a configured provider away; its topics are free for another one."""
         self.resubscribed(source, ())
         self.sources.remove(source)
+        self.departed.append(source.counts)
 
     # -- the hot path --------------------------------------------------------------------------------------------
 
