@@ -320,6 +320,7 @@ class Recorder:
                 subscriptions=list(state.config.subscriptions),
                 connections=[Connection(p.label, list(p.subscriptions)) for p in state.config.connections],
                 account=state.shared.account,
+                book_snapshot_every=state.shared.book_snapshot_every,
                 origin=source.origin,
                 prefix=source.names.prefix if source.names is not self.intake.names else None,
                 state=redactor.tree(held()) if held is not None else None,

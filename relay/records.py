@@ -60,6 +60,8 @@ class ProviderHeader(Struct, kw_only=True):
     origin: str | None = None
     prefix: str | None = None
     """Where its topics have another prefix than the relay's."""
+    book_snapshot_every: int = 5000
+    """As `Shared.book_snapshot_every`, which the relay sets."""
     state: Any = None
     """What `Shared.load_state` was given at the start; secrets masked."""
 

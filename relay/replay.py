@@ -120,6 +120,7 @@ class Replay:
         except (msgspec.ValidationError, ValueError) as error:
             raise JournalError(f"{name}: its recorded options cannot be used with this version: {error}") from None
         shared = spec.shared(options, section.account)
+        shared.book_snapshot_every = section.book_snapshot_every
         load = getattr(shared, "load_state", None)
         if load is not None and section.state:
             try:

@@ -108,6 +108,7 @@ def recorded(server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> R
     """One run of every provider against its simulated side: gaps, garbage, repeats, hang-ups, cuts."""
     shipped = yaml.safe_load((ROOT / "relay.yaml").read_text())["providers"]
     sections = {name: {**shipped.get(name, ELSE), **MORE.get(name, {})} for name in PROVIDERS}
+    sections["tickatlas"] = {**sections["tickatlas"], "interval_ms": {"quotes": 50}}  # thinned: published by time
     return record(tmp_path_factory.mktemp("recorded"), server.url, sections)
 
 
