@@ -272,7 +272,9 @@ async def test_no_canary_leaves_the_relay(guarded: RedisServer, tmp_path: Path) 
                 ("tail", "*", "--since", "all", "--no-follow"),
                 ("tail", "*", "--since", "all", "--no-follow", "--json"),
             ):
-                search(" ".join(args), await ran(tmp_path, *args, **env))
+                printed = await ran(tmp_path, *args, **env)
+                assert b"refused" in printed, "tail logs in with the password of the configuration"
+                search(" ".join(args), printed)
             search("tail, wrong password", await ran(tmp_path, "tail", "*", "--no-follow", **env | {"REDIS": "canary"}))
             assert relay.stop(signal.SIGTERM) == 0, relay.text
             search("output of relay run", relay.text.encode())

@@ -39,8 +39,8 @@ def command(
     from relay.cli._common import fail
 
     start = _start_id(since)
-    found, prefix = (url, "") if url else _url(config)
-    client = redis.Redis.from_url(found, decode_responses=False, legacy_responses=False)
+    found, prefix, login = (url, "", {}) if url else _url(config)
+    client = redis.Redis.from_url(found, decode_responses=False, legacy_responses=False, **login)
     colour = sys.stdout.isatty()
     try:
         _follow(client, prefix, topics, start, as_json, follow, colour)
@@ -54,17 +54,25 @@ def command(
         pass
 
 
-def _url(config: str) -> tuple[str, str]:
-    """The Redis of the config and its prefix; for the bundled server the address that the running relay left."""
+def _url(config: str) -> tuple[str, str, dict[str, Any]]:
+    """The Redis of the config, its prefix, and the login and certificates that the address does not hold.
+
+    For the bundled server it is the address that the running relay left.
+    """
     from relay.cli._common import fail, read_config
 
     if not Path(config).exists():
-        return "redis://127.0.0.1:6379", ""
+        return "redis://127.0.0.1:6379", "", {}
     loaded = read_config(config)
     if loaded.redis.url != "embedded":
-        return str(loaded.redis.url), str(loaded.redis.prefix)
+        target = loaded.redis
+        login = {"username": target.username, "password": target.password}
+        if target.url.startswith("rediss:"):
+            files = {"ssl_ca_certs": target.ca_file, "ssl_certfile": target.cert_file, "ssl_keyfile": target.key_file}
+            login |= files
+        return str(target.url), str(target.prefix), {name: value for name, value in login.items() if value}
     try:
-        return (Path(loaded.state_dir) / "redis_url").read_text().strip(), str(loaded.redis.prefix)
+        return (Path(loaded.state_dir) / "redis_url").read_text().strip(), str(loaded.redis.prefix), {}
     except OSError:
         fail(f"no relay with a bundled server runs here (from {config}); start one, or name a server with --url")
 
