@@ -55,7 +55,8 @@ PANELS: list[tuple[str, str, str, list[tuple[str, str]]]] = [
     ("Memory", "timeseries", "bytes", [("process_resident_memory_bytes{job=\"relay\"}", "resident")]),
     ("Quota left", "timeseries", "short", [(f"relay_quota_remaining{{{BY}}}", "{{provider}}")]),
     ("Conservation: always 0", "timeseries", "short", [
-        ("relay_conservation_messages", "{{provider}}"), ("relay_conservation_entries", "entries")]),
+        ("relay_conservation_frames", "{{provider}} frames"), ("relay_conservation_messages", "{{provider}}"),
+        ("relay_conservation_entries", "entries")]),
     ("Reloads", "timeseries", "short", [("sum by (result) (increase(relay_reloads_total[5m]))", "{{result}}")]),
 ]  # fmt: skip
 SOURCE = {"type": "prometheus", "uid": "prometheus"}

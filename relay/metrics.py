@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from relay import __version__
+from relay import __version__, stats
 from relay.histogram import Histogram
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ METRICS: dict[str, About] = {
     "relay_sessions_ended_total": About(COUNTER, "Sessions and tries that ended, by code.", (*_CONNECTION, "code")),
     "relay_frames_received_total": About(COUNTER, "WebSocket messages received.", _CONNECTION),
     "relay_received_bytes_total": About(COUNTER, "Bytes of those frames.", _CONNECTION),
+    "relay_frames_useful_total": About(COUNTER, "Those that gave messages, notices or rejects.", _CONNECTION),
     "relay_frames_useless_total": About(COUNTER, "Known frames that gave nothing: heartbeats, acks.", _CONNECTION),
     "relay_frames_fatal_total": About(COUNTER, "Frames whose reading ended their session.", _CONNECTION),
     "relay_frames_sent_total": About(COUNTER, "WebSocket messages sent.", _CONNECTION),
@@ -64,6 +65,7 @@ METRICS: dict[str, About] = {
         "Those that were not, by reason: repeat, outside (of any subscription), conflated, overflow (said as a gap).",
         ("provider", "reason"),
     ),
+    "relay_messages_held": About(GAUGE, "Those kept back for the moment, to be conflated or published.", _PROVIDER),
     "relay_messages_numbered_total": About(
         COUNTER, "Entries numbered by channel, gaps and notices in band included.", ("provider", "channel")
     ),
@@ -86,7 +88,10 @@ METRICS: dict[str, About] = {
     # Redis and what waits for it
     "relay_outbox_bytes": About(GAUGE, "Bytes that wait for Redis."),
     "relay_outbox_bytes_max": About(GAUGE, "Their bound: there the feeds wait."),
-    "relay_outbox_entries": About(GAUGE, "Entries that wait for Redis."),
+    "relay_outbox_entries": About(GAUGE, "Entries that wait for Redis, in memory."),
+    "relay_outbox_unconfirmed_entries": About(
+        GAUGE, "Entries of this run that Redis has not confirmed, spool included."
+    ),
     "relay_outbox_age_seconds": About(GAUGE, "Age of the oldest entry that waits, in memory or in the spool."),
     "relay_outbox_full": About(GAUGE, "1: the feeds wait."),
     "relay_redis_up": About(GAUGE, "1: Redis takes what is written."),
@@ -112,9 +117,10 @@ METRICS: dict[str, About] = {
     "relay_journal_up": About(GAUGE, "1: frames are recorded; 0: the recording stands still."),
     "relay_journal_records_lost_total": About(COUNTER, "Records that could not be written."),
     "relay_journal_written_bytes_total": About(COUNTER, "Bytes of recordings written."),
-    # conservation: always 0
-    "relay_conservation_messages": About(GAUGE, "Made - published - dropped: 0, or the relay has a bug.", _PROVIDER),
-    "relay_conservation_entries": About(GAUGE, "Numbered - stored - waiting: 0, or the relay has a bug."),
+    # conservation (relay/stats.py): always 0
+    "relay_conservation_frames": About(GAUGE, "Frames unaccounted for: 0, or the relay has a bug.", _PROVIDER),
+    "relay_conservation_messages": About(GAUGE, "Messages unaccounted for: 0, or the relay has a bug.", _PROVIDER),
+    "relay_conservation_entries": About(GAUGE, "Entries unaccounted for: 0, or the relay has a bug."),
 }
 
 PROCESS = {
@@ -211,22 +217,23 @@ def _relay(page: _Page, bridge: "Bridge") -> None:
 
 def _connections(page: _Page, name: str, state: "ProviderState") -> None:
     for feed in state.feeds:
-        stats, which = feed.stats, (name, feed.label)
+        seen, which = feed.stats, (name, feed.label)
         page.put("relay_connection_up", int(feed.live), *which)
         page.put("relay_connection_given_up", int(feed.label in state.stopped), *which)
         for metric, value in (
-            ("relay_connects_total", stats.connects),
-            ("relay_sessions_opened_total", stats.opened),
-            ("relay_frames_received_total", stats.frames),
-            ("relay_received_bytes_total", stats.bytes),
-            ("relay_frames_useless_total", stats.useless),
-            ("relay_frames_fatal_total", stats.ending),
-            ("relay_frames_sent_total", stats.sent),
-            ("relay_rest_requests_total", stats.requests),
-            ("relay_provider_faults_total", stats.internal),
+            ("relay_connects_total", seen.connects),
+            ("relay_sessions_opened_total", seen.opened),
+            ("relay_frames_received_total", seen.frames),
+            ("relay_received_bytes_total", seen.bytes),
+            ("relay_frames_useful_total", seen.gave),
+            ("relay_frames_useless_total", seen.useless),
+            ("relay_frames_fatal_total", seen.ending),
+            ("relay_frames_sent_total", seen.sent),
+            ("relay_rest_requests_total", seen.requests),
+            ("relay_provider_faults_total", seen.internal),
         ):
             page.put(metric, value, *which)
-        for code, count in stats.ended.items():
+        for code, count in seen.ended.items():
             page.put("relay_sessions_ended_total", count, *which, code)
 
 
@@ -260,7 +267,9 @@ def _messages(page: _Page, bridge: "Bridge") -> None:
         quota = getattr(state.shared, "quota", None)
         if isinstance(quota, int):
             page.put("relay_quota_remaining", quota, name)
-        page.put("relay_conservation_messages", counts.made - counts.published - sum(dropped.values()), name)
+        page.put("relay_messages_held", counts.held, name)
+        page.put("relay_conservation_frames", stats.frames(feed.stats for feed in state.feeds).difference, name)
+        page.put("relay_conservation_messages", stats.messages([counts]).difference, name)
     for name, histogram in bridge.vitals.to_receipt.items():
         page.histogram("relay_event_to_receipt_seconds", histogram, name)
     page.histogram("relay_receipt_to_stored_seconds", bridge.vitals.to_stored)
@@ -268,7 +277,7 @@ def _messages(page: _Page, bridge: "Bridge") -> None:
 
 def _redis(page: _Page, bridge: "Bridge") -> None:
     outbox, sink = bridge.outbox, bridge.sink
-    stats = sink.stats
+    done = sink.stats
     entries = outbox.entries()
     page.put("relay_outbox_bytes", outbox.size)
     page.put("relay_outbox_bytes_max", outbox.bytes_max)
@@ -278,24 +287,26 @@ def _redis(page: _Page, bridge: "Bridge") -> None:
     page.put("relay_outbox_full", int(outbox.full))
     page.put("relay_topics_blocked", sum(1 for _ in outbox.blocked()))
     page.put("relay_redis_up", int(sink.state == "flowing"))
-    page.histogram("relay_redis_call_seconds", stats.durations)
-    page.histogram("relay_redis_batch_entries", stats.batches)
+    page.histogram("relay_redis_call_seconds", done.durations)
+    page.histogram("relay_redis_batch_entries", done.batches)
     for metric, value in (
-        ("relay_redis_connects_total", stats.connects),
-        ("relay_entries_stored_total", stats.entries),
-        ("relay_stored_bytes_total", stats.bytes),
-        ("relay_entries_confirmed_late_total", stats.confirmed),
-        ("relay_entries_restamped_total", stats.restamped),
-        ("relay_entries_trimmed_total", stats.trimmed),
-        ("relay_streams_lost_total", stats.lost),
-        ("relay_streams_deleted_total", stats.gone),
-        ("relay_publishes_refused_total", stats.unpublished),
+        ("relay_redis_connects_total", done.connects),
+        ("relay_entries_stored_total", done.entries),
+        ("relay_stored_bytes_total", done.bytes),
+        ("relay_entries_confirmed_late_total", done.confirmed),
+        ("relay_entries_restamped_total", done.restamped),
+        ("relay_entries_trimmed_total", done.trimmed),
+        ("relay_streams_lost_total", done.lost),
+        ("relay_streams_deleted_total", done.gone),
+        ("relay_publishes_refused_total", done.unpublished),
     ):
         page.put(metric, value)
-    for reaction, count in stats.errors.items():
+    for reaction, count in done.errors.items():
         page.put("relay_redis_errors_total", count, reaction)
-    numbered = sum(topic.seq for topic in outbox.topics.values())
-    page.put("relay_conservation_entries", numbered - stats.entries - entries)
+    topics, intake = outbox.topics.values(), bridge.intake
+    page.put("relay_outbox_unconfirmed_entries", sum(stats.in_flight(topic, bridge.run) for topic in topics))
+    counts = [*(source.counts for source in intake.sources), *intake.departed]
+    page.put("relay_conservation_entries", stats.entries(topics, counts, intake.beside).difference)
 
 
 def _ms(entry_id: str) -> int:
@@ -308,7 +319,7 @@ def _files(page: _Page, bridge: "Bridge") -> None:
         page.put("relay_journal_up", int(journal.state == "recording"))
         page.put("relay_journal_records_lost_total", journal.lost)
         page.put("relay_journal_written_bytes_total", journal.written)
-    spool = getattr(bridge, "spool", None)
+    spool = bridge.keeping.spool
     if spool is not None:
         page.put("relay_spool_bytes", spool.bytes)
         page.put("relay_spool_up", int(spool.ok))
