@@ -58,13 +58,12 @@ class Vitals:
             if late > self.lag_max:
                 self.lag_max = late
 
-    def answered(self, batch: Sequence[tuple[Topic, int]]) -> None:
-        """Redis has answered a call; its entries still stand in the outbox."""
+    def answered(self, batch: Sequence[tuple[Topic, int]], entries: int) -> None:
+        """Redis has answered a call of so many entries, which still stand in the outbox."""
         self._calls += 1
         topic, count = batch[self._calls % len(batch)]  # in turn, so that no topic speaks for all
         message = _times(topic.data[count // 2])
         now = self._clock()
-        entries = sum(count for _, count in batch)
         self.to_stored.add((now - message.ts_recv) / 1e9, entries)
         if message.ts_event is not None:
             histogram = self.to_receipt.get(message.provider)

@@ -71,7 +71,7 @@ class Sink:
         retention_ms = int(settings.retention_secs * 1000)
         self._options = (settings.stream_length_max, retention_ms, int(settings.pubsub))
         self.ready = anyio.Event()
-        self.answered: Callable[[list[tuple[Topic, int]]], None] | None = None  # told of each call's batch
+        self.answered: Callable[[list[tuple[Topic, int]], int], None] | None = None  # told of each call: batch, entries
         self.stats = SinkStats()
         self.state = "starting"
         """starting, flowing, holding (Redis is up and takes nothing), lost, stopped."""
@@ -319,7 +319,7 @@ class Sink:
             return
         self._pace.answered(time.monotonic() - before, entries, self._claim.trip_secs)
         if self.answered is not None:
-            self.answered(batch)
+            self.answered(batch, entries)
         stopped, problem = self._read_notes(batch, notes) if notes else ({}, None)
         for number, (topic, count) in enumerate(batch):
             if number not in stopped:
