@@ -131,11 +131,11 @@ class _Command:
             from relay.cli.tail import _url
 
             path = self.given["config"] or "relay.yaml"
-            self.url, self.prefix = (self.given["url"], "") if self.given["url"] else _url(path)
+            self.url, self.prefix, login = (self.given["url"], "", {}) if self.given["url"] else _url(path)
             if self.given["url"] and (self.given["config"] or Path(path).exists()):
                 config = self.config()
                 self.prefix = config.redis.prefix if config else ""
-            self.client = client_of(self.url)
+            self.client = client_of(self.url, login)
             import redis
 
             try:
