@@ -133,8 +133,14 @@ class Source:
 
     def standing(self) -> tuple[int, int]:
         """Count what is stale, and give the time of the newest message, 0 for none."""
-        routes = {id(route): route for route in self.routes.values() if route is not None}
-        return sum(r.stale for r in routes.values()), max((r.last_ns for r in routes.values()), default=0)
+        stale, last_ns = set(), 0
+        for route in self.routes.values():
+            if route is not None:
+                if route.stale:
+                    stale.add(id(route))  # it may stand under two keys
+                if route.last_ns > last_ns:
+                    last_ns = route.last_ns
+        return len(stale), last_ns
 
     def resubscribed(self, subscriptions: Iterable[Subscription]) -> None:
         """Take a new list of subscriptions; what was outside may be inside now."""
