@@ -192,7 +192,7 @@ function banner() {
 let saidMarked = -1;
 function counted(all, marked, shown) {
   const number = (value) => value.toLocaleString("en");
-  byId("all").textContent = shown === all || table.onlyMarked ? `${number(all)} symbols` : `${number(shown)} of ${number(all)}`;
+  byId("all").textContent = shown === all || table.onlyMarked ? `${number(all)} symbol${all === 1 ? "" : "s"}` : `${number(shown)} of ${number(all)}`;
   byId("marked").textContent = `${number(marked)} not live`;
   byId("marked").dataset.some = marked ? "yes" : "no";
   document.title = marked ? `(${marked}) relay` : "relay";

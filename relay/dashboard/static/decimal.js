@@ -34,6 +34,9 @@ export function spread(bid, ask) {
 /** -1, 0 or 1, exactly. */
 export function compare(a, b) {
   if (a === b) return 0;
+  const point = a.indexOf(".");
+  if (a.length === b.length && point === b.indexOf(".") && a[0] !== "-" && b[0] !== "-" && PLAIN.test(a) && PLAIN.test(b))
+    return a < b ? -1 : 1; // of one shape: as text, which is what nearly all are
   const places = Math.max(decimals(a), decimals(b));
   const left = scaled(a, places);
   const right = scaled(b, places);

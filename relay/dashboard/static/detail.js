@@ -4,6 +4,7 @@ import { aligned, compare, decimals, spread } from "./decimal.js";
 import { MARKS, age, source } from "./table.js";
 
 const POINTS_MAX = 600;
+const REDRAW_MS = 300; // chart and tables; the facts above them follow every frame
 const TRADES_MAX = 60;
 const BARS_MAX = 40;
 const SVG = "http://www.w3.org/2000/svg";
@@ -29,6 +30,7 @@ export class Detail {
     this.row = null;
     this.find = (name) => root.querySelector(`[data-part=${name}]`);
     this.due = false;
+    this.drawn = this.later = 0;
     this.reset();
     new ResizeObserver(() => this.soon()).observe(this.find("chart"));
     setInterval(() => this.row && this.soon(), 1000);
@@ -41,6 +43,7 @@ export class Detail {
     this.bars = new Map();
     this.fresh = true;
     this.loaded = false;
+    this.drawn = 0; // another symbol is drawn at once
   }
 
   show(row) {
@@ -111,6 +114,15 @@ export class Detail {
     this.text("gaps", row.gaps ? String(row.gaps) : "none");
     this.text("source", `${source(row)} · ${row.raw}`);
     if (!this.fresh) return;
+    const wait = this.drawn + REDRAW_MS - performance.now();
+    if (wait > 0) {
+      this.later ||= setTimeout(() => {
+        this.later = 0;
+        this.soon();
+      }, wait);
+      return;
+    }
+    this.drawn = performance.now();
     this.fresh = false;
     this.chart();
     this.tables();

@@ -361,6 +361,7 @@ export class Table {
   _key(event) {
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("button")) return;
     const page = Math.max(1, Math.floor(this.scroller.clientHeight / this._height()) - 2);
+    if (this.stirred) this.draw(); // what is chosen is chosen in what is about to be seen
     const at = this.indexOfSelected();
     const moves = { ArrowDown: at + 1, j: at + 1, ArrowUp: at - 1, k: at - 1, PageDown: at + page, PageUp: at - page, Home: 0, End: this.view.length - 1 };
     if (event.key === "Enter" || event.key === " ") {
@@ -372,6 +373,7 @@ export class Table {
   }
 
   _select(index, open) {
+    if (this.stirred) this.draw();
     const row = this.view[index];
     if (!row) return;
     this.selected = row.id;
