@@ -5,7 +5,6 @@ small closed sets: our names of providers and connections, channels, reasons; ne
 """
 
 import platform
-from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -89,9 +88,6 @@ METRICS: dict[str, About] = {
     "relay_outbox_bytes": About(GAUGE, "Bytes that wait for Redis."),
     "relay_outbox_bytes_max": About(GAUGE, "Their bound: there the feeds wait."),
     "relay_outbox_entries": About(GAUGE, "Entries that wait for Redis, in memory."),
-    "relay_outbox_unconfirmed_entries": About(
-        GAUGE, "Entries of this run that Redis has not confirmed, spool included."
-    ),
     "relay_outbox_age_seconds": About(GAUGE, "Age of the oldest entry that waits, in memory or in the spool."),
     "relay_outbox_full": About(GAUGE, "1: the feeds wait."),
     "relay_redis_up": About(GAUGE, "1: Redis takes what is written."),
@@ -238,11 +234,6 @@ def _connections(page: _Page, name: str, state: "ProviderState") -> None:
 
 
 def _messages(page: _Page, bridge: "Bridge") -> None:
-    numbered: Counter[tuple[str, str]] = Counter()
-    for topic in bridge.outbox.topics.values():
-        numbered[topic.provider, topic.kind] += topic.seq
-    for (provider, kind), count in numbered.items():
-        page.put("relay_messages_numbered_total", count, provider, kind)
     for name, state in bridge.providers.items():
         counts, source = state.source.counts, state.source
         dropped = {
@@ -278,14 +269,26 @@ def _messages(page: _Page, bridge: "Bridge") -> None:
 def _redis(page: _Page, bridge: "Bridge") -> None:
     outbox, sink = bridge.outbox, bridge.sink
     done = sink.stats
-    entries = outbox.entries()
+    numbered: dict[tuple[str, str], int] = {}
+    entries = blocked = oldest = 0
+    for topic in outbox.topics.values():  # there may be 10,000: once
+        key = topic.provider, topic.kind
+        numbered[key] = numbered.get(key, 0) + topic.seq
+        if topic.ids:
+            entries += len(topic.ids)
+            since = _ms(topic.ids[0])
+            if not oldest or since < oldest:
+                oldest = since
+        if topic.blocked:
+            blocked += 1
+    for (provider, kind), count in numbered.items():
+        page.put("relay_messages_numbered_total", count, provider, kind)
     page.put("relay_outbox_bytes", outbox.size)
     page.put("relay_outbox_bytes_max", outbox.bytes_max)
     page.put("relay_outbox_entries", entries)
-    oldest = min((_ms(topic.ids[0]) for topic in outbox.topics.values() if topic.ids), default=0)
     page.put("relay_outbox_age_seconds", max(0.0, bridge.clock() / 1e9 - oldest / 1000) if oldest else 0)
     page.put("relay_outbox_full", int(outbox.full))
-    page.put("relay_topics_blocked", sum(1 for _ in outbox.blocked()))
+    page.put("relay_topics_blocked", blocked)
     page.put("relay_redis_up", int(sink.state == "flowing"))
     page.histogram("relay_redis_call_seconds", done.durations)
     page.histogram("relay_redis_batch_entries", done.batches)
@@ -304,7 +307,6 @@ def _redis(page: _Page, bridge: "Bridge") -> None:
     for reaction, count in done.errors.items():
         page.put("relay_redis_errors_total", count, reaction)
     topics, intake = outbox.topics.values(), bridge.intake
-    page.put("relay_outbox_unconfirmed_entries", sum(stats.in_flight(topic, bridge.run) for topic in topics))
     counts = [*(source.counts for source in intake.sources), *intake.departed]
     page.put("relay_conservation_entries", stats.entries(topics, counts, intake.beside).difference)
 
