@@ -1,6 +1,9 @@
 """The spool's place in the bridge: opens it, hands back what earlier runs have left, keeps it and memory in bounds."""
 
+import ctypes
+import gc
 import hashlib
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,9 @@ RECENT_MS = 60_000
 """A run that ended so recently was ours: feeds start before Redis has said that nobody else has the name."""
 CONTACT_SECS = 3.0
 """Else feeds wait so long for a Redis that is reachable: a relay of the same name may be running."""
+HIGH_SHARE, LOW_SHARE = 0.9, 0.75
+"""Parts of `memory_mb_max` at which memory counts as short, and as plenty again."""
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 AWAY_SECS = 1.0
 """A planned stop waits so long for a Redis that is away."""
 DAMAGED_SECS = 10.0
@@ -48,6 +54,10 @@ class Keeping:
         self.early: list[tuple[str, dict[str, Any]]] = []
         """What there was to tell before there was an intake."""
         self._built = False
+        self._memory_mb_max = config.memory_mb_max
+        self.memory_mb = 0.0
+        self.tight = False
+        """Memory is short: as little as can be is held there."""
         self._sink: Sink | None = None
         outbox = config.outbox
         if not config.spool.enabled:
@@ -134,6 +144,26 @@ class Keeping:
                 spool.acknowledge({topic.name: topic.acked for topic in topics if topic.acked})
             spool.tidy(self._clock() // 1_000_000)
             self.outbox.flush()
+        self._look_at_memory()
+
+    def _look_at_memory(self) -> None:
+        """Hold less in memory when the process comes near its bound, and say so."""
+        most = self._memory_mb_max
+        if not most:
+            return
+        self.memory_mb = memory_mb()
+        if not self.tight and self.memory_mb > most * HIGH_SHARE:
+            self.tight = True
+            self.outbox.tighten(True)
+            gc.collect()
+            give_back()
+            self._event("memory_high", {"memory_mb": round(self.memory_mb), "memory_mb_max": most})
+        elif self.tight and self.memory_mb < most * LOW_SHARE:
+            self.tight = False
+            self.outbox.tighten(False)
+            self._event("memory_fine", {"memory_mb": round(self.memory_mb)})
+        elif self.tight:
+            give_back()
 
     def drain_secs(self, most: float) -> float:
         """How long a planned stop waits for Redis: not long for one that is away, the spool keeps all."""
@@ -166,6 +196,23 @@ class Keeping:
             self._told(name, fields)
         else:
             self.early.append((name, fields))
+
+
+def memory_mb() -> float:
+    """Give what this process holds in memory; 0 where the system does not tell."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * PAGE_BYTES / 1_000_000
+    except (OSError, ValueError, IndexError):
+        return 0.0
+
+
+def give_back() -> None:
+    """Let the C library return what it has freed, where it can (glibc)."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError):
+        return
 
 
 def _where(config: Config) -> str:

@@ -16,6 +16,8 @@ BLOCKED_SHARE = 4
 """All blocked topics together may hold a quarter of `bytes_max` on top of it: memory stays bounded, others go on."""
 
 
+TIGHT_SHARE = 8
+"""Where memory is short this part of `bytes_max` is held."""
 NOTHING = "0-0"
 """The id below all ids."""
 
@@ -98,12 +100,14 @@ class Outbox:
 
     __slots__ = (
         "_over",
+        "_wide",
         "bytes_max",
         "earlier",
         "full",
         "held",
         "limit",
         "size",
+        "tight",
         "topic_bytes_max",
         "topics",
         "waiting",
@@ -111,6 +115,8 @@ class Outbox:
 
     def __init__(self, bytes_max: int, topic_bytes_max: int) -> None:
         self.bytes_max, self.topic_bytes_max = bytes_max, topic_bytes_max
+        self._wide = bytes_max
+        self.tight = False
         self.topics: dict[str, Topic] = {}
         self.waiting: dict[Topic, None] = {}
         """Topics with entries, blocked ones aside, in the order in which they are served."""
@@ -269,6 +275,17 @@ class Outbox:
 
     def begin(self, topic: Topic) -> None:
         """A topic's `last` and `acked` are known now: what waits in the spool begins behind `acked`."""
+
+    def advance(self, topic: Topic, last: str) -> bool:
+        """Skip what waits in the spool up to an id that Redis has; False: that is none of ours."""
+        return False
+
+    def tighten(self, tight: bool) -> None:
+        """Hold as little in memory as can be, or as much as is configured again."""
+        self.tight = tight
+        self.bytes_max = self._wide // TIGHT_SHARE if tight else self._wide
+        self.limit = self.bytes_max + self.held
+        self._relax()
 
     def first(self, topic: Topic) -> str | None:
         """Give the id of the first entry of this run that waits, where it may lie below what Redis has."""

@@ -139,6 +139,9 @@ class SpooledOutbox(Outbox):
 
     def refill(self) -> bool:
         """See Outbox: one piece of the spool, for all topics that it can serve."""
+        if self.tight and self.size > self.limit:  # memory has become short, and nothing is in flight here
+            for topic in [topic for topic in self.waiting if topic.size > LOW_BYTES]:
+                self.unload(topic)
         spilled = self.spilled
         if not spilled:
             return False
@@ -179,6 +182,16 @@ class SpooledOutbox(Outbox):
             if ended:
                 self._caught_up(topic)
         return True
+
+    def advance(self, topic: Topic, last: str) -> bool:
+        """See Outbox."""
+        if not topic.spilled:
+            return False
+        for entry in self._of_this_run(topic, topic.acked or NOTHING, last):
+            if entry.id == last:
+                topic.after, topic.tail, topic.cursor = last, entry.body, None
+                return True
+        return False
 
     def _take(self, topic: Topic, entry_id: str, body: bytes) -> None:
         """Put an entry that was read back behind those in memory, and before it what is known to be missing."""
@@ -256,8 +269,8 @@ class SpooledOutbox(Outbox):
         self.flush()
         return len(entries)
 
-    def _of_this_run(self, topic: Topic, after: str) -> list[Past]:
-        """All entries of a topic above an id, from the spool."""
+    def _of_this_run(self, topic: Topic, after: str, until: str = "") -> list[Past]:
+        """All entries of a topic above an id (and about up to another), from the spool."""
         self.flush()
         entries: list[Past] = []
         position = self.spool.find(topic.name, after)
@@ -265,4 +278,6 @@ class SpooledOutbox(Outbox):
         while not ended and position is not None:
             found, position, ended = self.spool.read(position, (topic.name,))
             entries += [entry for entry in found if order(entry.id) > order(after)]
+            if until and entries and order(entries[-1].id) >= order(until):
+                break
         return entries

@@ -156,6 +156,9 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = {}
     merge: Annotated[bool, Meta(description="Let several sources share one topic.")] = False
     state_dir: Annotated[str, Meta(description="Folder of what the relay keeps between runs.")] = ".relay"
+    memory_mb_max: Annotated[
+        int, Meta(ge=0, description="Memory of the process from which on it holds less of what waits; 0: no bound.")
+    ] = 512
     outbox: OutboxConfig = OutboxConfig()
     journal: JournalConfig = JournalConfig()
     spool: SpoolConfig = SpoolConfig()

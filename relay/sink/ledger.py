@@ -132,6 +132,8 @@ class Ledger:
             self.done(topic, count, last)
             self.stats.confirmed += count
             self._confirmed += count
+        elif not topic.parked and not topic.ids and self.outbox.advance(topic, last):
+            topic.last = topic.acked = last  # it arrived, and had left memory meanwhile
         else:
             self.block(topic, "foreign", f"somebody else moved its last entry to {last}")
 
