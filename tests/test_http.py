@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from relays import Running, config_of, relay_of, until
 
-from relay.errors import RelayError
+from relay.errors import ConfigError, RelayError
 from relay.http import HttpServer
 from relay.metrics import METRICS, PROCESS, registry_of, table
 from relay.simulator.faults import Faults
@@ -191,3 +191,12 @@ async def test_minute_is_summed_up_in_one_line(redis_url: str, tmp_path: Path, m
     assert (level, text) == ("info", "in the last minute")
     assert fields["connections"] == "1/1" and fields["redis"] == "flowing" and fields["per_second"] > 0
     assert "gaps" not in fields, "what is well is not said"
+
+
+def test_names_for_the_host_check_are_names(tmp_path: Path) -> None:
+    text = "http: {{enabled: true, hosts: [{name}]}}\nproviders: {{coinbase: {{simulate: true, trades: [BTC-USD]}}}}\n"
+    for name in ("relay", "'*.example.com'", "'*'", "10.0.0.1"):
+        assert config_of(text.format(name=name), tmp_path).http.hosts == (name.strip("'"),)
+    for name in ("'a*.example'", "'http://x/'", "'two words'", "''"):
+        with pytest.raises(ConfigError, match="http.hosts"):
+            config_of(text.format(name=name), tmp_path)
