@@ -13,7 +13,8 @@ from msgspec import inspect
 from relay.config import Settings
 from relay.config.values import fields_of
 from relay.providers import PROVIDERS
-from relay.providers.base import Options, secret_options
+from relay.providers.base import Options
+from relay.secrecy import secret_options
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 BEGIN, END = "<!-- begin of the generated reference -->", "<!-- end of the generated reference -->"

@@ -21,10 +21,11 @@ from relay.feed import Feed
 from relay.intake import Intake, Source
 from relay.journal import Batch, Journal
 from relay.model import ACCOUNT_CHANNELS, CHANNEL_OF
-from relay.providers.base import Frame, Output, Request, Send, Shared, Subscription, secret_maps, secret_options
+from relay.providers.base import Frame, Output, Request, Send, Shared, Subscription
 from relay.records import Changed, Connection, Ended, Header, Lost, Other, ProviderHeader, Received, Withheld, line
 from relay.redaction import MASK, Redactor
 from relay.retry import Decision
+from relay.secrecy import secret_maps, secret_options
 from relay.times import iso
 
 BATCH_RECORDS = 512

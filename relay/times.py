@@ -40,7 +40,7 @@ def _second(text: str) -> int:
 def iso_ns(text: str) -> int | None:
     """Give ns of an ISO 8601 text: `Z`, an offset or no zone (UTC); any count of fraction digits (cut after nine).
 
-    None for a time before 1970 or beyond NS_MAX (the providers' "no time"). Raises: ValueError where it is no such text.
+    None for a time before 1970 or beyond NS_MAX (the providers' "no time"). Raises: ValueError for any other text.
     """
     base = _dotted.get(text[:20])
     rest = text[20:]

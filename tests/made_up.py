@@ -14,10 +14,10 @@ from relay.providers.base import (
     Options,
     Planned,
     ProviderSpec,
-    Secret,
     Subscription,
     subscriptions,
 )
+from relay.secrecy import Secret
 from relay.symbols import escape
 
 

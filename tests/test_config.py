@@ -27,7 +27,8 @@ from relay.config import (
 from relay.config.document import Node, Problems
 from relay.config.values import Reader, fields_of
 from relay.providers import PROVIDERS
-from relay.providers.base import Planned, ProviderSpec, Subscription, secret_options
+from relay.providers.base import Planned, ProviderSpec, Subscription
+from relay.secrecy import secret_options
 
 ROOT = Path(__file__).parent.parent
 

@@ -23,8 +23,8 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     (
         "helpers",
         named(
-            "numbers times symbols topics redaction saying codec retry schema asyncapi typescript tidings histogram "
-            "repeats books"
+            "numbers times symbols topics secrecy redaction saying codec retry schema asyncapi typescript tidings "
+            "histogram repeats books"
         ),
     ),
     ("contract", named("providers.base")),

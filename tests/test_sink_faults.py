@@ -274,7 +274,7 @@ async def test_server_killed_for_longer_and_again(server):
 
 
 async def test_killed_server_comes_back_empty(server):
-    """Without a spool what was acknowledged is gone: a gap event stands in its place, and everything after it is there."""
+    """Without a spool what was acknowledged is gone: a gap event stands in its place, what follows is there."""
     async with Relay(server.url).running() as relay:
         relay.put("t", 10)
         await relay.drained()

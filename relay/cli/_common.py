@@ -40,7 +40,7 @@ def read_config(path: str) -> "Config":
 
 def plain_options(spec: "ProviderSpec") -> Any:
     """Give options for frames that are here already: no key is needed for them, whatever the provider wants of one."""
-    from relay.providers.base import secret_options
+    from relay.secrecy import secret_options
 
     keys: dict[str, Any] = {name: "unused" for name in secret_options(spec.options) if name.endswith("key")}
     return spec.options(simulate=True, **keys)

@@ -239,7 +239,7 @@ def _channels(spec: "ProviderSpec", given: tuple[str, ...]) -> dict[str, str]:
 
 def keys_of(spec: "ProviderSpec") -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """Name the secrets that a provider needs and those that it may have, each with its environment variable."""
-    from relay.providers.base import secret_options
+    from relay.secrecy import secret_options
 
     named = [(name, f"{spec.name}_{name}".upper()) for name in secret_options(spec.options)] if spec.key_url else []
     needed = [one for one in named if one[0].endswith("key")] or named[:1]

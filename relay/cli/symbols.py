@@ -70,7 +70,7 @@ def _target(provider: str, config: str | None, rest_url: str | None) -> "tuple[P
 
     from relay.cli._common import fail, read_config, usage_near
     from relay.providers import PROVIDERS
-    from relay.providers.base import secret_options
+    from relay.secrecy import secret_options
 
     if config is not None:
         sections = read_config(config).providers

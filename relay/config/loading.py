@@ -11,7 +11,8 @@ from relay.config.redis_target import check_redis
 from relay.config.sections import SIMULATED_KEY, as_config, check_together, read_provider
 from relay.config.structs import Config, ProviderConfig, Settings
 from relay.config.values import Reader
-from relay.providers.base import ProviderSpec, secret_maps, secret_options
+from relay.providers.base import ProviderSpec
+from relay.secrecy import secret_maps, secret_options
 from relay.topics import DEFAULT_TEMPLATES, PLACEHOLDERS, compile_template
 
 PROVIDERS_MAX = 256

@@ -16,7 +16,8 @@ from relay.config.planned import topics_of_provider
 from relay.config.structs import NAME_PATTERN, Config, ProviderConfig, Settings
 from relay.config.values import Reader, Section
 from relay.model import ACCOUNT_CHANNELS
-from relay.providers.base import Planned, ProviderSpec, Subscription, matches, secret_options
+from relay.providers.base import Planned, ProviderSpec, Subscription, matches
+from relay.secrecy import secret_options
 from relay.symbols import is_symbol
 
 SIMULATED_KEY = "simulated"

@@ -11,7 +11,8 @@ from msgspec import Meta, Struct
 
 from relay.config.addresses import shown_url
 from relay.errors import Problem
-from relay.providers.base import Options, Planned, ProviderSpec, Redacted, Secret, Subscription
+from relay.providers.base import Options, Planned, ProviderSpec, Subscription
+from relay.secrecy import Redacted, Secret
 
 NAME_PATTERN = r"^[a-z0-9_-]{1,32}$"
 """The relay's name, our names of providers, account labels: they stand in topics and metrics."""
@@ -119,7 +120,7 @@ class LogConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class HttpConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Metrics, health and what `relay top` shows, over HTTP. Nothing secret stands there, and still: for this machine."""
+    """Metrics, health and what `relay top` shows, over HTTP. Nothing secret stands there."""
 
     enabled: Annotated[bool, Meta(description="Serve /metrics, /healthz, /readyz and /status.json.")] = False
     host: Annotated[

@@ -14,7 +14,7 @@ from msgspec import inspect
 
 from relay.config.document import Node, Problems, joined
 from relay.config.variables import expand
-from relay.providers.base import secret_options
+from relay.secrecy import secret_options
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 _DECIMAL = re.compile(r"[+-]?[0-9]{1,18}(\.[0-9]{1,18})?")

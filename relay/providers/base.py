@@ -9,13 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
 
-from msgspec import Meta, Struct, inspect
+from msgspec import Meta, Struct
 
 from relay import model
 from relay.books import Books, Rules
 from relay.errors import Action, SessionError
 from relay.model import Header
 from relay.retry import Policy
+from relay.secrecy import Redacted
 
 FRAME_TEXT_MAX = 1000
 """How much of a rejected frame is kept as text in its reject."""
@@ -170,23 +171,6 @@ class Subscription(NamedTuple):
 
 
 # -- the configuration of one provider ---------------------------------------------------------------------------
-
-Secret = Annotated[str, Meta(extra={"secret": True}, description="A secret: by ${VAR} or the _file twin.")]
-"""Marks an option as a secret: redacted everywhere; `relay.config` gives it a `<name>_file` twin."""
-
-
-class Redacted:
-    """Mixed into a struct that holds secrets: its repr shows `***` in their place, also to rich and to loggers."""
-
-    __slots__ = ()
-
-    def __rich_repr__(self) -> list[tuple[str, Any]]:
-        secrets = (*secret_options(type(self)), *secret_maps(type(self)))
-        shown = [(name, getattr(self, name)) for name in getattr(self, "__struct_fields__", ())]
-        return [(name, "***" if name in secrets and value else value) for name, value in shown]
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.__rich_repr__())})"
 
 
 class Options(Redacted, Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -485,28 +469,3 @@ def reject(reason: model.RejectReason, detail: str, frame: bytes | str | None = 
         raw = frame.encode("utf-8", "replace") if isinstance(frame, str) else bytes(frame[:FRAME_TEXT_MAX])
         text = raw[:FRAME_TEXT_MAX].decode("utf-8", "replace")
     return model.Reject(reason=reason, detail=detail[:500], frame=text, **header)
-
-
-def secret_options(options: type[Any]) -> list[str]:
-    """Names of the options that are secrets."""
-    return _secret(options, inspect.StrType)
-
-
-def secret_maps(options: type[Any]) -> list[str]:
-    """Names of the options that are mappings whose values are secrets."""
-    return _secret(options, inspect.DictType)
-
-
-def _secret(options: type[Any], kind: type[inspect.Type]) -> list[str]:
-    found = []
-    info = inspect.type_info(options)
-    assert isinstance(info, inspect.StructType)
-    for item in info.fields:
-        kinds = item.type.types if isinstance(item.type, inspect.UnionType) else (item.type,)
-        for one in kinds:
-            secret = False
-            while isinstance(one, inspect.Metadata):
-                secret, one = secret or bool((one.extra or {}).get("secret")), one.type
-            if secret and isinstance(one, kind):
-                found.append(item.name)
-    return found

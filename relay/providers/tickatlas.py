@@ -25,7 +25,6 @@ from relay.providers.base import (
     Options,
     Output,
     ProviderSpec,
-    Secret,
     Send,
     Shared,
     Subscription,
@@ -33,6 +32,7 @@ from relay.providers.base import (
     reject,
 )
 from relay.retry import Policy
+from relay.secrecy import Secret
 
 URL = "wss://tickatlas.com/ws/v1/quotes"
 AUTH_SECS = 10  # the server closes a connection that has not logged in by then

@@ -12,7 +12,8 @@ from msgspec import Meta
 
 from relay import symbols
 from relay.model import ACCOUNT_CHANNELS, Channel
-from relay.providers.base import Options, Planned, Secret, Subscription, subscriptions
+from relay.providers.base import Options, Planned, Subscription, subscriptions
+from relay.secrecy import Secret
 
 URL = "wss://api.aries.com"
 REST_URL = "https://api.aries.com"

@@ -6,9 +6,10 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
-from relay.providers.base import Options, Secret, Shared, Subscription
+from relay.providers.base import Options, Shared, Subscription
 from relay.providers.coinapi.names import Names, to_symbol
 from relay.providers.coinapi.wire import DEPTH_OF, UNIT_OF
+from relay.secrecy import Secret
 
 KEY_URL = "https://www.coinapi.io/"
 BOOK_DEPTHS = {"5": "book5", "20": "book20", "50": "book50", "full": "book"}

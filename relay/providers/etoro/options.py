@@ -10,7 +10,8 @@ from msgspec import Meta
 
 from relay import model, symbols
 from relay.providers import base
-from relay.providers.base import Planned, Secret, Subscription
+from relay.providers.base import Planned, Subscription
+from relay.secrecy import Secret
 
 WS_URL = "wss://ws.etoro.com/ws"
 REST_URL = "https://public-api.etoro.com"
