@@ -51,7 +51,7 @@ _COUNT = click.IntRange(min=1)
 @click.option("--rate", type=click.FloatRange(min=0), default=20.0, show_default=True, metavar="N",
               help="Data messages a second and connection; 0: as fast as clients read.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="The same seed gives the same prices.")
-@click.option("--play", multiple=True, metavar="[PROVIDER=]FILE", help="Serve a frames file in place of made-up data.")
+@click.option("--play", multiple=True, metavar="[PROVIDER=]FILE", help="Serve a frames file or a journal.")
 @click.option("--speed", type=click.FloatRange(min=0), default=1.0, show_default=True, metavar="X",
               help="With --play: this much faster than recorded; 0: as fast as clients read.")  # fmt: skip
 @click.option("--where", multiple=True, metavar="LABEL=VALUE", help="With --play: only lines with this label.")

@@ -22,6 +22,8 @@ BACKLOG_BYTES = 32 * 1024 * 1024
 """What may wait for the disk; about two seconds of the fastest feed measured."""
 BLOCK_BYTES = 1024 * 1024
 """A block grows to about this much when more waits; one damaged spot costs a block."""
+LINGER_SECS = 0.02
+"""How long a small batch waits for more, to be written in one block."""
 RETRY_SECS = 1.0
 """Pause before the disk is tried again."""
 SUFFIX = ".jsonl.zst"
@@ -114,8 +116,10 @@ class Journal:
                 return False
             self.waiting += len(batch.lines)
             self._batches.append(batch)
+            # a thread that wakes takes turns from the loop: for the first batch, then for a block
+            if len(self._batches) == 1 or self.waiting >= BLOCK_BYTES // 2:
+                self._wake.notify()
             self._rotating = self._rotating or batch.header is not None
-            self._wake.notify()
         return True
 
     def wants_rotation(self) -> bool:
@@ -144,6 +148,8 @@ class Journal:
                     self._wake.wait()
                 if not self._batches:
                     break
+                if self.waiting < BLOCK_BYTES // 2 and not self._closing:
+                    self._wake.wait(LINGER_SECS)
                 count, batch = self._next()
             try:
                 if isinstance(batch, _Lost):
