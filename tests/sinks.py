@@ -28,9 +28,10 @@ class Relay:
         call_secs: float = 5.0,
         bytes_max: int = 64 << 20,
         topic_bytes_max: int = 32 << 20,
+        outbox: Outbox | None = None,
         **settings: Any,
     ) -> None:
-        self.outbox = Outbox(bytes_max, topic_bytes_max)
+        self.outbox = outbox or Outbox(bytes_max, topic_bytes_max)
         self.events: list[tuple[str, dict[str, Any]]] = []
         self.floor = 0
         self.now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000

@@ -1,0 +1,181 @@
+"""Redis that comes back with less than it had confirmed is healed from the spool, quiet topics too, without PUBLISH."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import anyio
+import pytest
+import redis
+from servers import Proxy, RedisServer
+from sinks import Relay
+from test_spool import spool_in
+
+from relay.outbox import Topic
+from relay.spool import Spool
+from relay.spooled import SpooledOutbox
+
+
+@pytest.fixture
+def server() -> Iterator[RedisServer]:
+    server = RedisServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def client(server: RedisServer) -> Iterator["redis.Redis"]:
+    with server.client() as client:
+        yield client
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Iterator[Spool]:
+    spool = spool_in(tmp_path / "s", segment_bytes=4096)
+    spool.open()
+    yield spool
+    spool.close()
+
+
+def relay_of(url: str, spool: Spool) -> Relay:
+    outbox = SpooledOutbox(64 << 20, 32 << 20, spool, 1_700_000_000_000)
+    topics = outbox.topics
+    spool.confirmed = lambda name: (topics[name].last, bool(topics[name].blocked))
+    return Relay(url, outbox=outbox)
+
+
+def put(relay: Relay, name: str, count: int) -> Topic:
+    topic = relay.outbox.topic(name, "trades", "acme")
+    topic.contiguous = True
+    for _ in range(count):
+        number = topic.seq + 1
+        message = {"type": "trade", "provider": "acme", "run": 1, "seq": number, "src_seq": number + 100}
+        relay.put(name, 1, json.dumps(message, separators=(",", ":")).encode())
+        if number % 10 == 0:
+            relay.outbox.flush()
+    return topic
+
+
+def stored(client: "redis.Redis", name: str) -> list[tuple[str, int]]:
+    return [(entry_id, json.loads(fields["data"])["seq"]) for entry_id, fields in client.xrange(name)]
+
+
+async def whole(relay: Relay, client: "redis.Redis", name: str, count: int) -> list[tuple[str, int]]:
+    await relay.until(lambda: _length(client, name) == count, 5.0)
+    found = stored(client, name)
+    assert [seq for _, seq in found] == list(range(1, count + 1))
+    return found
+
+
+def _length(client: "redis.Redis", name: str) -> int:
+    try:
+        return client.xlen(name)
+    except redis.ConnectionError:
+        return -1
+
+
+async def test_quiet_topics_of_an_emptied_server_are_healed_within_seconds(
+    server: RedisServer, client: "redis.Redis", spool: Spool
+) -> None:
+    relay = relay_of(server.url, spool)
+    async with relay.running():
+        for i in range(30):
+            put(relay, f"t{i}", 40)
+        await relay.drained()
+        before = stored(client, "t7")
+        with client.pubsub() as channel:
+            channel.psubscribe("*")
+            channel.get_message(timeout=1)
+            client.flushall()
+            for i in range(30):
+                await whole(relay, client, f"t{i}", 40)
+            await relay.told("healed")
+            assert stored(client, "t7") == before, "with their old ids"
+            assert channel.get_message(timeout=0.3) is None, "no subscriber gets anything twice"
+        put(relay, "t7", 5)
+        await relay.drained()
+        await whole(relay, client, "t7", 45)
+    assert relay.event("healed") == {"topics": 30, "entries": 1200}
+
+
+async def test_restarted_empty_server_is_healed(server: RedisServer, client: "redis.Redis", spool: Spool) -> None:
+    relay = relay_of(server.url, spool)
+    async with relay.running():
+        put(relay, "t", 300)
+        await relay.drained()
+        before = stored(client, "t")
+        server.kill()
+        put(relay, "t", 50)
+        server.start()
+        assert (await whole(relay, client, "t", 350))[:300] == before
+
+
+async def test_another_history_behind_the_same_connection_is_seen(
+    server: RedisServer, client: "redis.Redis", spool: Spool
+) -> None:
+    """Demoted, filled from a master that lacks our entries, promoted again: no write fails, no connection breaks."""
+    other = RedisServer()
+    relay = relay_of(server.url, spool)
+    try:
+        async with relay.running():
+            put(relay, "t", 20)
+            await relay.drained()
+            await relay.until(lambda: relay.sink._identity is not None, 5.0)
+            with other.client() as theirs:
+                theirs.ping()
+            client.replicaof("127.0.0.1", other.port)
+            await relay.until(lambda: client.info("replication").get("master_link_status") == "up", 20.0)
+            assert client.xlen("t") == 0
+            client.replicaof("NO", "ONE")
+            await whole(relay, client, "t", 20)
+    finally:
+        other.close()
+
+
+async def test_healing_that_is_cut_off_repeats_nothing(
+    server: RedisServer, client: "redis.Redis", spool: Spool
+) -> None:
+    proxy = Proxy(server.port)
+    relay = relay_of(proxy.url, spool)
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(proxy.run)
+        async with relay.running():
+            put(relay, "a", 2000)
+            put(relay, "b", 2000)
+            await relay.drained()
+            cuts = iter(["cut", None, "half", "cut", None, "refuse", "cut"])
+            proxy.fault = lambda: next(cuts, None)
+            client.flushall()
+            await whole(relay, client, "a", 2000)
+            await whole(relay, client, "b", 2000)
+        assert proxy.faults >= 5
+        tasks.cancel_scope.cancel()
+
+
+async def test_beyond_retention_a_gap_says_what_is_missing(
+    server: RedisServer, client: "redis.Redis", spool: Spool
+) -> None:
+    relay = relay_of(server.url, spool)
+    async with relay.running():
+        put(relay, "t", 100)
+        await relay.drained()
+        kept = client.xrange("t", count=30)
+        spool._drop(lambda segment: segment.number < 2)
+        first_left = spool.read(spool.find("t", "0-0"), ("t",))[0][0]  # type: ignore[arg-type]
+        left = int(first_left.id.split("-")[1])
+        assert 31 < left < 100
+        # an old backup: the first 30 entries, and the writer's key of that time
+        writer = client.hgetall("relay:writer:{t}")
+        client.delete("t")
+        for entry_id, fields in kept:
+            client.xadd("t", fields, id=entry_id)
+        client.hset("relay:writer:{t}", mapping={**writer, "last": kept[-1][0]})
+        put(relay, "t", 1)
+        await relay.told("healed")
+        await relay.drained()
+    found = [json.loads(fields["data"]) for _, fields in client.xrange("t")]
+    assert [m["seq"] for m in found] == [*range(1, 31), *range(left - 1, 102)]
+    gap = found[30]
+    assert (gap["event"], gap["reason"], gap["topic"]) == ("gap", "beyond_retention", "t")
+    assert (gap["first_missing"], gap["last_missing"]) == (131, left + 99)
+    assert relay.event("hole")["status"].missing == gap["missing"] == left - 31
