@@ -337,7 +337,8 @@ class Recorder:
             merge=config.merge,
             accounts=config.journal.accounts,
             providers=providers,
-            earlier=dict(self._earlier()),
+            earlier=dict(self._earlier()) | {t.name: t.last_id for t in self._topics().values() if t.last_id},
+            before={t.name: t.before.decode() for t in self._topics().values() if t.before and not t.seq},
             topics={topic.name: (topic.kind, topic.provider, topic.seq) for topic in self._topics().values()},
             open=list(self._open),
         )

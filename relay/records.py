@@ -83,6 +83,8 @@ class Header(Struct, kw_only=True):
     providers: dict[str, ProviderHeader] = {}
     earlier: dict[str, str] = {}
     """Newest entries of earlier runs by topic."""
+    before: dict[str, str] = {}
+    """Bodies of those that carry a provider's number, where the spool has them: a run's first gap counts from there."""
     topics: dict[str, tuple[str, str, int]] = {}
     """Topics at the beginning of this file: kind, provider, last number given."""
     open: list[str] = []

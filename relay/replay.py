@@ -97,6 +97,8 @@ class Replay:
         topic = self.topics.get(name)
         if topic is None:
             topic = self.topics[name] = ReplayTopic(self.header.relay, name, kind, provider, self._earlier.get(name))
+            before = self.header.before.get(name)
+            topic.before = before.encode() if before is not None else None
         return topic
 
     # -- beginning
