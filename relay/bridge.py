@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import msgspec
 
-from relay import lifecycle, model
+from relay import lifecycle, model, stats
 from relay.clock import Clock
 from relay.config import Config, ProviderConfig, data_dir_of, secrets_of
 from relay.embedded import EmbeddedServer
@@ -266,12 +266,21 @@ class Bridge:
                 left = await self.sink.drain(self.keeping.drain_secs(DRAIN_SECS))
                 await self.sink.stop()
                 self.keeping.left(left)
+                self._account()
                 tasks.cancel_scope.cancel()
         except BaseExceptionGroup as group:
             known = group.subgroup(RelayError)
             if known is None:
                 raise
             raise _first(known) from None
+
+    def _account(self) -> None:
+        """Say it when the laws of conservation do not hold: nobody may find that out by missing a message."""
+        feeds = [feed.stats for state in self.providers.values() for feed in state.feeds]
+        counts = [*(source.counts for source in self.intake.sources), *self.intake.departed]
+        wrong = stats.differences(feeds, counts, self.outbox.topics.values(), self.intake.beside)
+        if wrong:
+            self.event("error", "messages are not accounted for: a fault of the relay's own", **wrong)
 
     async def _sink(self) -> None:
         await self.sink.run()

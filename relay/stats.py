@@ -76,6 +76,15 @@ def entries(topics: Iterable[Topic], sources: Iterable[Counts], beside: int) -> 
     return Balance(numbered, {"in topics": sum(topic.seq for topic in topics)})
 
 
+def differences(
+    feeds: Iterable[FrameCounts], sources: Iterable[Counts], topics: Iterable[Topic], beside: int
+) -> dict[str, int]:
+    """Give the laws that do not hold, by name, with what is not accounted for."""
+    counts = list(sources)
+    laws = {"frames": frames(feeds), "messages": messages(counts), "entries": entries(topics, counts, beside)}
+    return {name: law.difference for name, law in laws.items() if law.difference}
+
+
 def in_flight(topic: Topic, run_ms: int) -> int:
     """Entries of this run that Redis has not confirmed yet."""
     last = topic.acked or NOTHING

@@ -15,6 +15,8 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
 STEP_SECS = 0.005
+BEHIND_SECS = 3.0
+"""A connection that takes nothing for so long is closed, as providers do."""
 
 
 class Market:
@@ -58,8 +60,10 @@ async def main(port: int, rate: float, products: int) -> None:
             await connection.send(market.message(number).replace('"match"', '"last_match"'))
         while True:
             now = market.now()
+            watch = asyncio.get_running_loop().call_later(BEHIND_SECS, connection.transport.abort)
             for number in range(sent, now):
                 await connection.send(market.message(number))
+            watch.cancel()
             sent = max(sent, now)
             await asyncio.sleep(STEP_SECS)
 

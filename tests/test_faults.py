@@ -90,6 +90,7 @@ def verdict_of(server: RedisServer) -> Verdict:
 
 def stop(process: Process) -> None:
     assert process.stop(signal.SIGTERM, 12) == 0, process.text[-3000:]
+    assert "not accounted for" not in process.text, "the laws of conservation hold"
 
 
 def test_kill_of_the_relay_loses_nothing_that_was_accepted(tmp_path: Path) -> None:
