@@ -149,6 +149,8 @@ def test_dead_relay_marks_at_once_and_its_restart_leaves_old_values_waiting(boar
     assert mark(board, 1) == "live"
     board.lease("", "relay", False, T0 + 2 * S)
     assert mark(board, 2) == "no relay"
+    assert board.overview(T0 + 2 * S)["relays"][0]["missed"]
+    assert not board.overview(T0 + 86_400 * S)["relays"][0]["missed"], "a relay that was taken away raises no alarm"
     board.lease("", "relay", True, T0 + 5 * S)
     assert mark(board, 5) == "waiting"
     board.apply(STATUS, provider_status("opened", 5, code="1", run=RUN + 5000))
@@ -223,10 +225,10 @@ def test_degraded_relay_recovers(board: Board) -> None:
         board.apply(STATUS, provider_status(event, provider="relay", code=code, text="Redis is away"))
 
     told("degraded", "lost")
-    assert board.overview()["relays"][0]["degraded"] == ["Redis is away"]
+    assert board.overview(T0)["relays"][0]["degraded"] == ["Redis is away"]
     told("recovered", "recovered")
-    assert board.overview()["relays"][0]["degraded"] == []
-    assert board.overview()["providers"] == [], "the relay is no provider"
+    assert board.overview(T0)["relays"][0]["degraded"] == []
+    assert board.overview(T0)["providers"] == [], "the relay is no provider"
 
 
 def test_unread_redis_marks_everything(board: Board) -> None:
@@ -290,7 +292,7 @@ def test_rows_are_bounded(board: Board, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("relay.dashboard.state.ROWS_MAX", 2)
     for number in range(4):
         board.apply(QUOTES, quote(raw_symbol=f"R{number}"))
-    assert len(board.rows) == 2 and board.overview()["refused"] == 2 and ROWS_MAX >= 10_000
+    assert len(board.rows) == 2 and board.overview(T0)["refused"] == 2 and ROWS_MAX >= 10_000
 
 
 def test_accounts_are_not_even_read_unless_asked(board: Board) -> None:
@@ -521,7 +523,9 @@ async def test_accounts_are_hidden_unless_asked(redis_url: str, bus: Bus) -> Non
             if asked:
                 assert (await first(events, "accounts"))["accounts"][0]["order_id"] == "canary-7"
             else:
-                assert "canary-7" not in json.dumps([await first(events, "rows"), await first(events, "health")])
+                assert "canary-7" not in json.dumps(
+                    [await first(events, "rows"), *[await anext(events) for _ in range(3)]]
+                )
                 assert "orders.main" not in dashboard.reader.topics
 
 

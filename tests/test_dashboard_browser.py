@@ -284,6 +284,11 @@ def test_exact_spread_keys_search_and_themes(page: Any, server: RedisServer, tmp
         page.keyboard.press("m")
         until(page, "document.querySelectorAll('#body tr[data-at]').length === 1")
         page.keyboard.press("m")
+        page.keyboard.press("?")
+        assert page.evaluate("document.getElementById('help').open")
+        shot(page, "help")
+        page.click("#help button")
+        assert not page.evaluate("document.getElementById('help').open")
         background = "getComputedStyle(document.body).backgroundColor"
         auto = page.evaluate(background)
         page.keyboard.press("t")

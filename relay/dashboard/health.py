@@ -7,6 +7,8 @@ from relay.model import Status
 CONNECTIONS_MAX = 1_000
 """Labels remembered of one provider; they come from our own relay, so this is never reached but by a hostile bus."""
 
+MISSED_NS = 12 * 3600 * 1_000_000_000
+"""A relay that has written nothing for longer was taken away for good: its rows say so, the page raises no alarm."""
 ENDED_BY = {"recovered": ("lost", "holding"), "topic_unblocked": ("topic_blocked",)}
 """Which `degraded` a `recovered` ends, where their codes differ."""
 ENDLESS = frozenset({"redis_lost", "foreign_entries"})
@@ -121,7 +123,7 @@ class RelayState:
 
     def __init__(self, name: str, space: str) -> None:
         self.name, self.space = name, space
-        self.run = self.down_ns = 0
+        self.run = self.down_ns = self.last_ns = 0
         self.alive: bool | None = None
         """Whether it holds its lease; None: not asked yet."""
         self.degraded: dict[tuple[str, str], str] = {}
@@ -141,12 +143,13 @@ class RelayState:
         elif status.event == "stopped":
             self.degraded.clear()
 
-    def view(self) -> dict[str, Any]:
-        """What the page shows of it."""
+    def view(self, now_ns: int) -> dict[str, Any]:
+        """What the page shows of it. `missed`: it is away and was here lately, so somebody is to know."""
         return {
             "name": self.name,
             "space": self.space,
             "alive": self.alive is not False,
+            "missed": self.alive is False and now_ns - self.last_ns < MISSED_NS,
             "run": self.run,
             "degraded": list(self.degraded.values())[:5],
         }

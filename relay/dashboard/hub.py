@@ -35,7 +35,7 @@ class Client:
         self.pending: set[int] = set()
         self.gone: set[int] = set()
         self.known: dict[int, int] = {}  # row -> version of its description that the page has
-        self.health = self.accounts = -1
+        self.health = self.accounts = self.rate = -1
         self.notice = 0
         self.detail: int | None = None
         self.ask = False  # the detail's history is to be sent
@@ -53,7 +53,7 @@ class Hub:
         self._health_body = self._accounts_body = b""
         self._health_ns = self._rate_count = 0
         self._rate_ns = now_ns()
-        self.rate = 0.0
+        self.rate = 0
 
     def open(self) -> Client | None:
         """Take a new page in; None: there are too many."""
@@ -89,13 +89,11 @@ class Hub:
         now = self._now_ns()
         if now - self._rate_ns >= 1_000_000_000:
             rate = (board.messages - self._rate_count) / ((now - self._rate_ns) / 1e9)
-            if round(rate) != round(self.rate):
-                board.health_dirty = True
-            self.rate, self._rate_count, self._rate_ns = rate, board.messages, now
+            self.rate, self._rate_count, self._rate_ns = round(rate), board.messages, now
         if board.health_dirty and now - self._health_ns >= HEALTH_SECS * 1e9:
             board.health_dirty, self._health_ns = False, now
             self._health += 1
-            self._health_body = msgspec.json.encode({**board.overview(), "rate": round(self.rate)})
+            self._health_body = msgspec.json.encode(board.overview(now))
         if board.accounts_dirty:
             board.accounts_dirty = False
             self._accounts += 1
@@ -167,6 +165,9 @@ class Hub:
         if client.health != self._health:
             client.health = self._health
             parts.append(b'"health":' + self._health_body)
+        if client.rate != self.rate:
+            client.rate = self.rate
+            parts.append(b'"rate":%d' % self.rate)
         if client.notice != board.notice_count:
             fresh = [notice for notice in board.notices if notice["n"] > client.notice]
             client.notice = board.notice_count

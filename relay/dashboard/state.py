@@ -92,6 +92,8 @@ class Board:
         relay = self.relay(info)
         if message.run > relay.run:
             relay.run = message.run
+        if message.ts_recv > relay.last_ns:
+            relay.last_ns = message.ts_recv
         if isinstance(message, Status):
             if info.kind == "status":
                 self._status(info, message)
@@ -361,11 +363,11 @@ class Board:
             return "old", f"older than {limit / 1e9:g} s"
         return "live", ""
 
-    def overview(self) -> dict[str, Any]:
+    def overview(self, now_ns: int) -> dict[str, Any]:
         """What the head of the page shows."""
         return {
             "redis": self.redis_why,
-            "relays": [relay.view() for relay in self.relays.values()],
+            "relays": [relay.view(now_ns) for relay in self.relays.values()],
             "providers": [
                 health.view(self.relays[health.space, health.relay])
                 for health in sorted(self.health.values(), key=lambda h: (h.space, h.relay, h.name))

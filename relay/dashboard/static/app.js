@@ -5,6 +5,7 @@ import { Table } from "./table.js";
 
 const SILENCE_MS = 4000; // the dashboard speaks once a second
 const HIDDEN_MS = 30000; // a page that nobody sees gives its connection back: browsers allow six to a server
+const ROWS_MS = 5000; // the dashboard has none: what stood is over
 const NOTICES_MAX = 200;
 const byId = (id) => document.getElementById(id);
 const root = document.documentElement;
@@ -18,7 +19,9 @@ let fresh = true; // the next rows replace all
 let lost = false;
 let everHeard = false;
 let notices = [];
-let health = { redis: "", relays: [], providers: [], unreadable: 0, refused: 0, rate: 0 };
+let rate = 0;
+let awaited = 0; // since when the first rows of a connection are awaited; 0: they came
+let health = { redis: "", relays: [], providers: [], unreadable: 0, refused: 0 };
 const now = () => Date.now() + offset;
 
 const table = new Table(
@@ -50,19 +53,26 @@ function take(message) {
     version = message.hello;
     client = message.client;
     fresh = true;
+    awaited = performance.now();
+    notices = [];
     byId("accounts-button").hidden = !message.accounts;
-    setLost(false);
+    if (!table.rows.size) setLost(false);
     return;
   }
-  if (fresh) {
+  if (fresh && (message.about || !table.rows.size || performance.now() - awaited > ROWS_MS)) {
+    // until now the rows of the connection before stood, marked;
     // numbers of rows belong to one run of the dashboard: keep what is looked at by its name
     fresh = false;
     const seen = detail.row;
     table.clear();
-    notices = [];
     if (message.about) table.about(message.about);
     if (seen) relook(seen);
+    setLost(false);
   } else if (message.about) table.about(message.about);
+  if (message.rate !== undefined) {
+    rate = message.rate;
+    banner();
+  }
   if (message.gone) table.gone(message.gone);
   if (message.rows) table.update(message.rows);
   if (message.health) showHealth(message.health);
@@ -122,46 +132,58 @@ document.addEventListener("visibilitychange", () => {
 
 // -- health ------------------------------------------------------------------------------------------------------------
 
+const chips = new Map();
+
+function chip() {
+  const root = document.createElement("button");
+  root.type = "button";
+  root.className = "chip";
+  const parts = { root, name: document.createElement("b"), word: document.createElement("span"), rows: document.createElement("small"), reason: document.createElement("span") };
+  parts.word.className = "word";
+  parts.reason.className = "reason";
+  root.append(parts.name, parts.word, parts.rows, parts.reason);
+  root.addEventListener("click", () => {
+    const field = byId("search");
+    field.value = field.value === root.dataset.name ? "" : root.dataset.name;
+    table.search(field.value);
+  });
+  return parts;
+}
+
 function showHealth(found) {
   health = found;
   const many = health.relays.length > 1;
-  byId("providers").replaceChildren(
-    ...health.providers.map((one) => {
-      const chip = document.createElement("button");
-      chip.type = "button";
-      chip.className = "chip";
-      chip.dataset.state = one.state;
-      const name = document.createElement("b");
-      name.textContent = one.space + one.name + (many ? ` (${one.relay})` : "");
-      const state = document.createElement("span");
-      state.className = "word";
-      if (health.redis) chip.dataset.state = one.state = "unknown";
-      const market = one.market ? `, market ${one.market}` : "";
-      state.textContent = (one.connections > 1 ? `${one.state} ${one.open}/${one.connections}` : one.state) + market;
-      const rows = document.createElement("small");
-      const parts = [`${one.rows} symbol${one.rows === 1 ? "" : "s"}`];
-      if (one.stale) parts.push(`${one.stale} not live`);
-      if (one.gaps) parts.push(`${one.gaps} gap${one.gaps === 1 ? "" : "s"}`);
-      rows.textContent = parts.join(" · ");
-      const since = one.since ? `since ${clock(one.since)}` : "";
-      chip.title = [one.text, since, one.until ? `until ${clock(one.until)}` : "", one.missing ? `${one.missing} messages missing` : ""]
-        .filter(Boolean)
-        .join(", ");
-      chip.append(name, state, rows);
-      if (!["open", "unknown"].includes(one.state) && one.text) {
-        const why = document.createElement("span");
-        why.className = "reason";
-        why.textContent = one.text;
-        chip.append(why);
-      }
-      chip.addEventListener("click", () => {
-        const field = byId("search");
-        field.value = field.value === one.name ? "" : one.name;
-        table.search(field.value);
-      });
-      return chip;
-    }),
-  );
+  const known = new Set();
+  for (const one of health.providers) {
+    const key = JSON.stringify([one.space, one.relay, one.name]);
+    known.add(key);
+    if (!chips.has(key)) chips.set(key, chip());
+    const { root, name, word, rows, reason } = chips.get(key);
+    const state = health.redis ? "unknown" : one.state;
+    root.dataset.state = state;
+    root.dataset.name = one.name;
+    name.textContent = one.space + one.name + (many ? ` (${one.relay})` : "");
+    word.textContent = (one.connections > 1 ? `${state} ${one.open}/${one.connections}` : state) + (one.market ? `, market ${one.market}` : "");
+    const parts = [`${one.rows} symbol${one.rows === 1 ? "" : "s"}`];
+    if (one.stale) parts.push(`${one.stale} not live`);
+    if (one.gaps) parts.push(`${one.gaps} gap${one.gaps === 1 ? "" : "s"}`);
+    rows.textContent = parts.join(" · ");
+    reason.textContent = ["open", "unknown"].includes(state) ? "" : one.text;
+    reason.hidden = !reason.textContent;
+    const about = [one.text, one.since ? `since ${clock(one.since)}` : "", one.until ? `until ${clock(one.until)}` : "", one.missing ? `${one.missing} messages missing` : ""];
+    root.title = about.filter(Boolean).join(", ");
+  }
+  for (const [key, { root }] of chips) {
+    if (!known.has(key)) {
+      root.remove();
+      chips.delete(key);
+    }
+  }
+  const place = byId("providers");
+  [...known].forEach((key, at) => {
+    const { root } = chips.get(key);
+    if (place.children[at] !== root) place.insertBefore(root, place.children[at] ?? null);
+  });
   banner();
 }
 
@@ -172,7 +194,7 @@ function banner() {
   else {
     for (const relay of health.relays) {
       const name = relay.space + relay.name;
-      if (!relay.alive) words.push(`Relay ${name} does not run. Its last known values stand.`);
+      if (relay.missed) words.push(`Relay ${name} does not run. Its last known values stand.`);
       else for (const text of relay.degraded) words.push(`Relay ${name}: ${text}.`);
     }
     if (health.refused) words.push("There are more symbols than this page shows.");
@@ -181,11 +203,11 @@ function banner() {
   const place = byId("banner");
   if (place.textContent !== text) place.textContent = text;
   place.hidden = !text;
-  const state = lost ? "lost" : health.redis || health.relays.some((relay) => !relay.alive) ? "bad" : "ok";
+  const state = lost ? "lost" : health.redis || health.relays.some((relay) => relay.missed) ? "bad" : "ok";
   const link = byId("link");
   link.dataset.state = everHeard ? state : "wait";
-  const rate = health.rate >= 1 ? `${health.rate.toLocaleString("en")} updates/s` : "quiet";
-  const said = { lost: "page offline", bad: "last known values", ok: rate }[state];
+  const busy = rate >= 1 ? `${rate.toLocaleString("en")} updates/s` : "quiet";
+  const said = { lost: "page offline", bad: "last known values", ok: busy }[state];
   byId("link-text").textContent = everHeard ? said : "connecting";
 }
 

@@ -396,10 +396,11 @@ export class Table {
 }
 
 const LONG = 9; // digits beyond this are set smaller, and wrapped rather than cut
+const LONGER = 12;
 
 function put(slot, text, number = false) {
   if (slot.shown === text) return;
   slot.text.textContent = slot.shown = text;
-  const long = number && text.length > LONG;
-  if (long !== (slot.long ?? false)) slot.text.classList.toggle("long", (slot.long = long));
+  const size = !number || text.length <= LONG ? "" : text.length <= LONGER ? "long" : "long longer";
+  if (size !== (slot.size ?? "")) slot.text.className = slot.size = size;
 }
