@@ -110,11 +110,13 @@ class Bar:
 class Steps:
     """`--step`: shows each frame and what became of it side by side, and waits for a key."""
 
-    def __init__(self, listen: Callable[[Callable[[str], None]], None], stop: Callable[[], None]) -> None:
+    def __init__(
+        self, listen: Callable[[Callable[[str], None]], None], stop: Callable[[], None], provider: str | None = None
+    ) -> None:
         from rich.console import Console
 
         self._console = Console(stderr=True)
-        self._stop = stop
+        self._stop, self._provider = stop, provider
         self._pressed = anyio.Event()
         self._key = ""
         self._free = False
@@ -125,10 +127,15 @@ class Steps:
         self._key = key
         self._pressed.set()
 
+    def _concerns(self, argument: Any) -> bool:
+        """Whether a step is of the provider that was asked for."""
+        connection = getattr(argument, "conn", None)
+        return self._provider is None or connection is None or str(connection).split("/")[0] == self._provider
+
     async def __call__(self, argument: Any, now_ns: int, messages: list[Message]) -> None:
         """Show one step and wait for a key; what brings neither frame nor message passes unseen."""
         text = frame_text(argument)
-        if self._free or (text is None and not messages):
+        if self._free or (not messages and (text is None or not self._concerns(argument))):
             return
         self._console.print(side_by_side(text or "", now_ns, messages))
         self._pressed = anyio.Event()
@@ -136,6 +143,10 @@ class Steps:
         if self._key in "qQ\x1b":
             self._stop()
         self._free = self._key == "c" or self._key in "qQ\x1b"
+
+
+SILENT = frozenset({"tick", "begun", "made", "opened", "closed", "asked"})
+"""Records without a frame of their own: shown only where they gave messages."""
 
 
 def frame_text(argument: Any) -> str | None:
@@ -146,7 +157,7 @@ def frame_text(argument: Any) -> str | None:
         data = getattr(argument, "data", None)
     if isinstance(argument, tuple) and len(argument) == 2 and isinstance(argument[1], bytes):
         data = argument[1]  # an entry of a stream
-    if do == "tick" or data is None:
+    if do in SILENT or data is None:
         return None
     raw = data if isinstance(data, str) else bytes(data).decode("utf-8", "replace")
     if do != "in":

@@ -367,7 +367,7 @@ class _Command:
         with ExitStack() as stack:
             listen = stack.enter_context(keys()) if sys.stderr.isatty() else None
             if self.given["step"] and listen is not None:
-                player.shown = Steps(listen, player.stop)
+                player.shown = Steps(listen, player.stop, self.given["provider"])
             elif listen is not None:
                 listen(lambda key: control(player, key))
             async with anyio.create_task_group() as tasks:
