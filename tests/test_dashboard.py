@@ -370,6 +370,9 @@ async def test_watched_row_begins_with_its_history_and_goes_on(board: Board) -> 
     client = hub.open()
     assert client is not None and hub.watch(client.token, 1) and not hub.watch("other", 1)
     hub.changed()
+    board.redis("away")
+    assert "detail" not in event(await hub.next(client)), "it waits for Redis"
+    board.redis("")
     assert event(await hub.next(client))["detail"] == {"row": 1, "items": [["q", 1, "1.0845", "1.08461", None, None]]}
     board.apply(TRADES, model.Trade(price="1.2", side="buy", **header(1)))
     hub.changed()

@@ -115,11 +115,15 @@ class Hub:
             client.pending
             or client.gone
             or client.news
-            or client.ask
+            or self._asked(client)
             or client.health != self._health
             or client.notice != self.board.notice_count
             or client.accounts != self._accounts
         )
+
+    def _asked(self, client: Client) -> bool:
+        """Whether a history is to be read that can be read; else it waits until Redis is back."""
+        return client.ask and not self.board.redis_why
 
     def hello(self, client: Client) -> bytes:
         """Give the first event of a page."""
@@ -132,7 +136,7 @@ class Hub:
             with anyio.move_on_after(HEARTBEAT_SECS):
                 await client.wake.wait()
         detail = None
-        if client.ask and client.detail is not None:
+        if self._asked(client) and client.detail is not None:
             client.ask = False
             client.news.clear()
             row = self.board.rows.get(client.detail)

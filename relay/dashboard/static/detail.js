@@ -149,7 +149,7 @@ export class Detail {
     const drawing = document.createElementNS(SVG, "svg");
     drawing.setAttribute("viewBox", `0 0 ${width} ${height}`);
     drawing.setAttribute("role", "img");
-    let label = "No chart: fewer than two prices yet";
+    let label = "No chart: fewer than two prices read yet";
     const values = [];
     for (const point of points) for (const key of ["bid", "ask", "last"]) if (usable(point, key)) values.push(point[key]);
     if (points.length > 1 && values.length > 1) {
@@ -190,7 +190,7 @@ export class Detail {
       label = `Chart of ${this.row.symbol}, ${points.length} values from ${clock(from)} to ${clock(from + span)}: lowest ${low}, highest ${high}, ${key} now ${end[key]}`;
       if (this.breaks.length) label += `, ${this.breaks.length} gaps or stale times`;
     } else if (!this.loaded) label = "Chart: loading";
-    else this.label(drawing, width / 2, height / 2, "fewer than two prices yet", "middle");
+    else this.label(drawing, width / 2, height / 2, "fewer than two prices read yet", "middle");
     drawing.setAttribute("aria-label", label);
     place.replaceChildren(drawing);
   }
