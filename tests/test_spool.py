@@ -74,6 +74,28 @@ def test_next_run_finds_what_the_last_one_accepted(tmp_path: Path) -> None:
     second.close()
 
 
+def test_full_segments_are_known_without_reading_them(tmp_path: Path) -> None:
+    first = spool_in(tmp_path / "s", segment_bytes=4096)
+    first.open()
+    topic = Topic("trades.A", "trades", "p", 1)
+    for seq in range(1, 201, 10):
+        put(first, topic, seq, 10)
+    first.acknowledge({"trades.A": "1000-150"})
+    first.pending.append((topic, "1000-201", b'{"type":"status","event":"stale"}'))
+    first.close()
+    indexed = spool_in(tmp_path / "s")
+    by_index = indexed.open()
+    indexed.close()
+    for index in (tmp_path / "s").glob("*.index"):
+        index.write_bytes(index.read_bytes().replace(b"trades", b"quotes"))  # its CRC is wrong now
+    read = spool_in(tmp_path / "s")
+    by_reading = read.open()
+    read.close()
+    assert by_index.last == by_reading.last == {"trades.A": "1000-201"}
+    assert by_index.bodies == by_reading.bodies == {"trades.A": body("trades.A", 200)}
+    assert by_index.marks == by_reading.marks and by_index.about == by_reading.about
+
+
 def test_one_process_has_it_and_the_folder_says_for_whom(tmp_path: Path) -> None:
     first = spool_in(tmp_path / "s", target={"redis": "redis://a:1/0"})
     first.open()

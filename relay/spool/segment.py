@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from zlib import crc32
 
 import msgspec
 
@@ -21,6 +22,20 @@ from relay.spool.layout import (
 CHUNK = 256 * 1024
 """Read at once: about 2 ms of work, so that sockets do not wait."""
 SUFFIX = ".spool"
+INDEX = ".index"
+"""Beside each full segment: what a start needs of it, so that only the newest segment must be read."""
+
+
+class Index(msgspec.Struct):
+    """The content of an index file, behind its CRC."""
+
+    size: int
+    newest_ms: int
+    first: dict[str, int]
+    last: dict[str, str]
+    about: list[About]
+    marks: dict[str, str]
+    bodies: dict[str, str]
 
 
 class Newer(Exception):
@@ -30,10 +45,11 @@ class Newer(Exception):
 class Segment:
     """`first`: offset of each topic's first entry. `last`: id of its last one. `counts`: how many it has here.
 
-    `size`: bytes of whole records. `newest_ms`: time of the newest entry.
+    `size`: bytes of whole records. `newest_ms`: time of the newest entry. `about`, `marks`, `bodies`: see Found; of the
+    segment that is written.
     """
 
-    __slots__ = ("counts", "first", "last", "newest_ms", "number", "path", "size")
+    __slots__ = ("about", "bodies", "counts", "first", "last", "marks", "newest_ms", "number", "path", "size")
 
     def __init__(self, folder: Path, number: int) -> None:
         self.number = number
@@ -43,6 +59,36 @@ class Segment:
         self.counts: dict[str, int] = {}
         self.size = 0
         self.newest_ms = 0
+        self.about: dict[str, About] = {}
+        self.marks: dict[str, str] = {}
+        self.bodies: dict[str, bytes] = {}
+
+    def write_index(self) -> None:
+        """Write the index of a full segment. Raises: OSError."""
+        bodies = {name: body.decode() for name, body in self.bodies.items()}
+        about = list(self.about.values())
+        index = Index(self.size, self.newest_ms, self.first, self.last, about, self.marks, bodies)
+        data = msgspec.json.encode(index)
+        fresh = self.path.with_suffix(".new")
+        fresh.write_bytes(b"%08x " % crc32(data) + data)
+        fresh.replace(self.path.with_suffix(INDEX))
+        self.about, self.marks, self.bodies = {}, {}, {}
+
+    def read_index(self) -> Index | None:
+        """Read the index; None where there is none that fits."""
+        try:
+            crc, _, data = self.path.with_suffix(INDEX).read_bytes().partition(b" ")
+            if crc != b"%08x" % crc32(data):
+                return None
+            index = msgspec.json.decode(data, type=Index)
+            return index if index.size == self.path.stat().st_size else None
+        except (OSError, msgspec.MsgspecError):
+            return None
+
+    def unlink(self) -> None:
+        """Remove it. Raises: OSError."""
+        self.path.with_suffix(INDEX).unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
 
     def read(self, at: int) -> Parsed:
         """Read records from an offset on, about CHUNK bytes of them; damage is skipped and named."""
@@ -75,6 +121,15 @@ class Found:
 
     def load(self, segment: Segment, *, newest: bool) -> None:
         """Read a segment of an earlier run. Raises: OSError, Newer."""
+        index = segment.read_index()
+        if index is not None:
+            segment.size, segment.newest_ms = index.size, index.newest_ms
+            segment.first, segment.last = index.first, index.last
+            self.about |= {about.name: about for about in index.about}
+            self.marks |= index.marks
+            self.bodies |= {name: body.encode() for name, body in index.bodies.items()}
+            self.last |= index.last
+            return
         data = segment.path.read_bytes()
         version = file_version(data)
         if version is not None and version > VERSION:
@@ -99,7 +154,7 @@ class Found:
                     counts[name] = 0
                 counts[name] += 1
                 last[name] = entry_id
-                if b'"src_seq":' in body or b'"last_missing":' in body:
+                if is_numbered(body):
                     bodies[name] = body
             elif kind == TOPIC:
                 about = _about(payload)
@@ -109,6 +164,11 @@ class Found:
                 self.marks |= _marks(payload)
         self.last |= last
         segment.newest_ms = max((int(entry_id.partition("-")[0]) for entry_id in last.values()), default=0)
+
+
+def is_numbered(body: bytes) -> bool:
+    """Tell whether a message carries a number of its provider."""
+    return b'"src_seq":' in body or b'"last_missing":' in body
 
 
 def _about(payload: bytes) -> About | None:

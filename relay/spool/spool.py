@@ -22,7 +22,7 @@ import anyio.to_thread
 from relay.errors import SpoolError, SpoolUnusable
 from relay.outbox import Past, Position, order
 from relay.spool.layout import ENTRY, HEAD, MARK, SEED, VERSION, About, entry, file_head, marks, topic
-from relay.spool.segment import SUFFIX, Found, Newer, Segment
+from relay.spool.segment import SUFFIX, Found, Newer, Segment, is_numbered
 
 RETRY_SECS = 0.5
 """A disk that took nothing is tried again this often."""
@@ -134,7 +134,7 @@ class Spool:
                 self._segments.append(segment)
                 self.bytes += segment.size
             else:
-                path.unlink()
+                segment.unlink()
         self._next = int(paths[-1].stem) + 1 if paths else 1
         self._marked = dict(found.marks)
         self.damaged = found.damaged
@@ -148,6 +148,7 @@ class Spool:
     def close(self) -> None:
         """Write what is pending, make it safe, let go of the folder."""
         self.flush()
+        self._end()
         for fd in (*self._retired, self._fd):
             if fd >= 0:
                 with contextlib.suppress(OSError):
@@ -178,14 +179,17 @@ class Spool:
             parts: list[bytes] = []
             add = parts.append
             names: dict[str, int] = {}
+            newest: dict[str, bytes] = {}
             for about, entry_id, body in pending:
                 name = about.name
                 if name not in first and name not in names:
-                    add(topic(About(name, about.kind, about.provider, about.contiguous)))
+                    told = segment.about[name] = About(name, about.kind, about.provider, about.contiguous)
+                    add(topic(told))
                     names[name] = segment.size + sum(map(len, parts))
                 payload = b"%b%b %b" % (about.mark, entry_id.encode(), body)
                 add(pack(MARK, VERSION, ENTRY, len(payload), crc32(payload, seed)))
                 add(payload)
+                newest[name] = body
             self._put(segment, b"".join(parts))
         except OSError as error:
             self._failed(error)
@@ -193,6 +197,14 @@ class Spool:
         first |= names
         for about, entry_id, _ in pending:
             last[about.name] = entry_id
+        for name, body in newest.items():
+            if is_numbered(body):
+                segment.bodies[name] = body
+            else:  # a status: the newest before it that carries a number, if any
+                for about, _, earlier in reversed(pending):
+                    if about.name == name and is_numbered(earlier):
+                        segment.bodies[name] = earlier
+                        break
         segment.newest_ms = max(segment.newest_ms, int(pending[-1][1].partition("-")[0]))
         pending.clear()
         if not self.ok:
@@ -228,6 +240,7 @@ class Spool:
             self._put(segment, file_head())
             if self._marked:
                 self._put(segment, marks(self._marked))
+                segment.marks = dict(self._marked)
         except OSError:
             self.bytes -= segment.size
             os.close(self._fd)
@@ -245,6 +258,8 @@ class Spool:
         """Close the current segment; the next batch begins another."""
         if self._current is not None:
             self._retired.append(self._fd)
+            with contextlib.suppress(OSError):  # without an index the next start reads all of it
+                self._current.write_index()
             self._current, self._fd = None, -1
 
     def _failed(self, error: OSError) -> None:
@@ -292,6 +307,7 @@ class Spool:
             self._failed(error)
             return
         self._marked |= fresh
+        self._current.marks |= fresh
 
     def tidy(self, now_ms: int) -> None:
         """Let go of what is old and confirmed; try a full disk again."""
@@ -337,8 +353,8 @@ class Spool:
             segment = self._segments.pop(0)
             self.bytes -= segment.size
             dropped += 1
-            with contextlib.suppress(FileNotFoundError):
-                segment.path.unlink()
+            with contextlib.suppress(OSError):
+                segment.unlink()
         self.dropped += dropped
         return dropped
 
