@@ -179,3 +179,28 @@ async def test_beyond_retention_a_gap_says_what_is_missing(
     assert (gap["event"], gap["reason"], gap["topic"]) == ("gap", "beyond_retention", "t")
     assert (gap["first_missing"], gap["last_missing"]) == (131, left + 99)
     assert relay.event("hole")["status"].missing == gap["missing"] == left - 31
+
+
+async def test_feeds_go_on_when_a_full_spool_has_room_again(
+    server: RedisServer, client: "redis.Redis", tmp_path: Path
+) -> None:
+    spool = spool_in(tmp_path / "full", segment_bytes=4096, bytes_max=65_536)
+    spool.open()
+    relay = relay_of(server.url, spool)
+    async with relay.running():
+        put(relay, "t", 10)
+        await relay.drained()
+        server.kill()
+        await relay.told("lost")
+        while not relay.outbox.full:
+            put(relay, "t", 10)
+        count = relay.outbox.topics["t"].seq
+        server.start()
+        with anyio.fail_after(5):
+            await relay.sink.room()
+        await relay.drained()
+        assert not spool.full and spool.bytes < 65_536
+        put(relay, "t", 10)
+        await relay.drained()
+        await whole(relay, client, "t", count + 10)
+    spool.close()

@@ -26,6 +26,8 @@ from relay.sink.trim import Keeper
 
 RIGHTS_SECS = 5.0
 """Least pause after a refused login: somebody has to change something first."""
+ROOM_SECS = 0.25
+"""Feeds that wait look again this often, beside being told."""
 STOP_SECS = 2.0
 """A stop waits this long for the call in flight."""
 IDENTITY_SECS = 2.0
@@ -112,7 +114,9 @@ class Sink:
     async def room(self) -> None:
         """Wait until the outbox is below its bounds."""
         while self.outbox.full:
-            await self._room.wait()
+            with anyio.move_on_after(ROOM_SECS):
+                await self._room.wait()
+            self.outbox.flush()  # the spool gets room when old files go, not when memory does
 
     async def drain(self, timeout_secs: float) -> int:
         """Wait until all that waits is stored, blocked topics aside. Give the number left, those included."""
