@@ -142,17 +142,20 @@ def scene(
         yield Scene(client, relay, log, http.read_text().strip() if http.exists() else "")
 
 
-def flow(*, symbols: int = 50, connections: int = 1, count: int = MESSAGES, **more: Any) -> dict[str, float]:
-    """Rate, CPU and memory of a full flow, the first part (connecting, making topics) left out."""
+def flow(
+    *, symbols: int = 50, connections: int = 1, count: int = MESSAGES, whole: bool = False, **more: Any
+) -> dict[str, float]:
+    """Rate, CPU and memory of a full flow, the first part (making topics) left out unless `whole`."""
     each = count // connections
-    warm = max(min(symbols * connections, count // 2), count // 10)
+    warm = 1 if whole else max(min(symbols * connections, count // 2), count // 10)
     with scene(count=each, symbols=symbols, connections=connections, **more) as stage:
         stop = threading.Event()
         if stage.http:
             threading.Thread(target=scraping, args=(stage.http, stop), daemon=True).start()
         pid = stage.relay.pid
-        begun = stage.until(warm)
-        had, before = stage.stored(), cpu_secs(pid)
+        start = cpu_secs(pid)
+        stage.until(warm)
+        had, before, begun = (0, start, time.time()) if whole else (stage.stored(), cpu_secs(pid), time.time())
         ended = stage.until(each * connections)
         done, cpu = each * connections - had, cpu_secs(pid) - before
         stop.set()
@@ -187,7 +190,7 @@ def topics() -> list[dict[str, Any]]:
 
 def connections() -> list[dict[str, Any]]:
     """The same over 1, 4 and 16 connections."""
-    return [{"connections": n} | median_of(3, connections=n) for n in (1, 4, 16)]
+    return [{"connections": n} | median_of(3, connections=n, whole=True) for n in (1, 4, 16)]
 
 
 def scrape() -> list[dict[str, Any]]:
