@@ -188,6 +188,7 @@ def test_shipped_config_runs_from_nothing_and_keeps_its_data(tmp_path: Path) -> 
     with Process(tmp_path, "run", "-c", config) as first:
         first.until(lambda: "Redis:" in first.text, 5)
         first.until(lambda: entries(first.url, "quotes.BTC-EUR"), 5)
+        first.until(lambda: entries(first.url, "quotes.BTC-USD"), 5)
         url = first.url
         code = first.stop(signal.SIGINT, 2.0)
         assert code == 0, first.text
@@ -196,6 +197,8 @@ def test_shipped_config_runs_from_nothing_and_keeps_its_data(tmp_path: Path) -> 
     with Process(tmp_path, "run", "-c", config) as second:
         second.until(lambda: second.text.count("Redis:") == 2, 5)
         second.until(lambda: len({m["run"] for _, m in entries(url, "quotes.BTC-EUR")}) == 2, 5)
+        # the simulator counts anew: nothing of it may be taken for a repeat of the first run
+        second.until(lambda: len({m["run"] for _, m in entries(url, "quotes.BTC-USD") if m["type"] == "quote"}) == 2, 5)
         found = entries(url, "quotes.BTC-EUR")
         second.process.kill()
         second.process.wait()
