@@ -6,7 +6,7 @@ small closed sets: our names of providers and connections, channels, reasons; ne
 
 import platform
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -14,9 +14,7 @@ from prometheus_client.registry import Collector
 
 from relay import __version__, stats
 from relay.histogram import Histogram
-
-if TYPE_CHECKING:
-    from relay.bridge import Bridge
+from relay.provider_state import ProviderState, Running
 
 COUNTER, GAUGE, HISTOGRAM = CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
@@ -133,7 +131,7 @@ PROCESS = {
 class RelayCollector(Collector):
     """Reads a bridge when it is scraped."""
 
-    def __init__(self, bridge: "Bridge") -> None:
+    def __init__(self, bridge: Running) -> None:
         self._bridge = bridge
 
     def describe(self) -> Iterator[Metric]:
@@ -153,7 +151,7 @@ class RelayCollector(Collector):
         yield from page.families.values()
 
 
-def registry_of(bridge: "Bridge") -> CollectorRegistry:
+def registry_of(bridge: Running) -> CollectorRegistry:
     """Make the registry of one relay: its own metrics and those of the process."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(RelayCollector(bridge))
@@ -201,7 +199,7 @@ class _Page:
         family.add_metric(labels, buckets=histogram.buckets(), sum_value=histogram.total)
 
 
-def _relay(page: _Page, bridge: "Bridge") -> None:
+def _relay(page: _Page, bridge: Running) -> None:
     page.put("relay_build_info", 1, __version__, platform.python_version())
     page.put("relay_start_timestamp_seconds", bridge.run / 1000)
     page.put("relay_ready", int(bridge.is_ready()[0]))
@@ -211,7 +209,7 @@ def _relay(page: _Page, bridge: "Bridge") -> None:
     page.put("relay_config_loaded_timestamp_seconds", bridge.vitals.loaded_ns / 1e9)
 
 
-def _connections(page: _Page, name: str, state: "ProviderState") -> None:
+def _connections(page: _Page, name: str, state: ProviderState) -> None:
     for feed in state.feeds:
         seen, which = feed.stats, (name, feed.label)
         page.put("relay_connection_up", int(feed.live), *which)
@@ -233,7 +231,7 @@ def _connections(page: _Page, name: str, state: "ProviderState") -> None:
             page.put("relay_sessions_ended_total", count, *which, code)
 
 
-def _messages(page: _Page, bridge: "Bridge") -> None:
+def _messages(page: _Page, bridge: Running) -> None:
     for name, state in bridge.providers.items():
         counts, source = state.source.counts, state.source
         dropped = {
@@ -266,7 +264,7 @@ def _messages(page: _Page, bridge: "Bridge") -> None:
     page.histogram("relay_receipt_to_stored_seconds", bridge.vitals.to_stored)
 
 
-def _redis(page: _Page, bridge: "Bridge") -> None:
+def _redis(page: _Page, bridge: Running) -> None:
     outbox, sink = bridge.outbox, bridge.sink
     done = sink.stats
     numbered: dict[tuple[str, str], int] = {}
@@ -315,7 +313,7 @@ def _ms(entry_id: str) -> int:
     return int(entry_id.partition("-")[0])
 
 
-def _files(page: _Page, bridge: "Bridge") -> None:
+def _files(page: _Page, bridge: Running) -> None:
     if bridge.recorder is not None:
         journal = bridge.recorder.journal
         page.put("relay_journal_up", int(journal.state == "recording"))
@@ -327,10 +325,6 @@ def _files(page: _Page, bridge: "Bridge") -> None:
         page.put("relay_spool_up", int(spool.ok))
         page.put("relay_spool_dropped_total", spool.dropped)
         page.put("relay_spool_damaged_total", spool.damaged)
-
-
-if TYPE_CHECKING:
-    from relay.provider_state import ProviderState
 
 
 if __name__ == "__main__":

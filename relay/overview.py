@@ -7,20 +7,17 @@ import resource
 import sys
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from relay import __version__
 from relay.config import shown_url
+from relay.feed import Feed
 from relay.histogram import Histogram
 from relay.model import ACCOUNT_CHANNELS
+from relay.provider_state import ProviderState, Running
 from relay.vitals import Rates
-
-if TYPE_CHECKING:
-    from relay.bridge import Bridge
-    from relay.feed import Feed
-    from relay.provider_state import ProviderState
 
 TOPICS_DEFAULT, TOPICS_MAX = 100, 1000
 BLOCKED_MAX = 20
@@ -30,7 +27,7 @@ SORTS = ("name", "rate", "age", "count")
 class Overview:
     """Makes status documents of one relay. Keeps nothing but what rates need."""
 
-    def __init__(self, bridge: "Bridge") -> None:
+    def __init__(self, bridge: Running) -> None:
         self._bridge = bridge
         self._rates = Rates()
 
@@ -111,7 +108,7 @@ class Overview:
         }
 
 
-def _redis(bridge: "Bridge") -> dict[str, Any]:
+def _redis(bridge: Running) -> dict[str, Any]:
     stats = bridge.sink.stats
     return {
         "url": shown_url(bridge.redis_url),
@@ -126,7 +123,7 @@ def _redis(bridge: "Bridge") -> dict[str, Any]:
     }
 
 
-def _provider(state: "ProviderState", rate: float | None, frames: float | None) -> dict[str, Any]:
+def _provider(state: ProviderState, rate: float | None, frames: float | None) -> dict[str, Any]:
     counts = state.source.counts
     stale, last_ns = state.source.standing()
     out = {
@@ -150,7 +147,7 @@ def _provider(state: "ProviderState", rate: float | None, frames: float | None) 
     return out | {"quota": quota} if isinstance(quota, int) else out
 
 
-def _connection(state: "ProviderState", feed: "Feed") -> dict[str, Any]:
+def _connection(state: ProviderState, feed: Feed) -> dict[str, Any]:
     """One connection: `up`, `waiting` (until `next`), `connecting` or `given up`; since when, and why it last ended."""
     note = state.notes.get(feed.label)
     if feed.label in state.stopped:
@@ -237,7 +234,7 @@ SUMMARY_SECS = 60.0
 class Summary:
     """One log line a minute: what came, what went wrong, what waits."""
 
-    def __init__(self, bridge: "Bridge") -> None:
+    def __init__(self, bridge: Running) -> None:
         self._bridge = bridge
         self._at = time.monotonic()
         self._before: dict[str, int] = {}

@@ -1,11 +1,15 @@
-"""One configured provider at run time: what the bridge holds of it, and what others show."""
+"""One configured provider at run time, and the running relay as those see it who only show it."""
 
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
 
-from relay.config import ProviderConfig
+from relay.config import Config, ProviderConfig
 from relay.feed import Feed, SharedLimits
-from relay.intake import Source
+from relay.intake import Intake, Source
+from relay.outbox import Outbox
 from relay.providers.base import Planned, Shared
+from relay.sink import Sink
+from relay.vitals import Vitals
 
 
 class Note(NamedTuple):
@@ -29,3 +33,38 @@ class ProviderState:
         self.live: dict[str, bool] = {}  # connection label -> a session is open and has carried data
         self.stopped: dict[str, str] = {}  # connection label -> why it will not be tried again
         self.notes: dict[str, Note] = {}
+
+
+class Running(Protocol):
+    """What metrics and overview read of a bridge."""
+
+    @property
+    def config(self) -> Config: ...
+    @property
+    def run(self) -> int: ...
+    @property
+    def clock(self) -> Callable[[], int]: ...
+    @property
+    def providers(self) -> Mapping[str, ProviderState]: ...
+    @property
+    def outbox(self) -> Outbox: ...
+    @property
+    def sink(self) -> Sink: ...
+    @property
+    def intake(self) -> Intake: ...
+    @property
+    def vitals(self) -> Vitals: ...
+    @property
+    def server(self) -> object | None: ...
+    @property
+    def redis_url(self) -> str: ...
+    @property
+    def stopping(self) -> bool: ...
+    @property
+    def recorder(self) -> Any: ...
+    @property
+    def keeping(self) -> Any: ...
+    @property
+    def event(self) -> Callable[..., None]: ...
+    def is_ready(self) -> tuple[bool, str]: ...
+    def feeds_live(self) -> tuple[int, int]: ...
