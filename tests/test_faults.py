@@ -386,7 +386,7 @@ def test_full_disk_of_the_relay_stops_nothing_and_is_said(tmp_path: Path) -> Non
     server = RedisServer()
     try:
         with provider() as port, small_disk(tmp_path / "disk") as disk:
-            extra = f"spool: {{dir: {disk}, segment_bytes: 1000000}}"
+            extra = f"spool: {{dir: {disk}, segment_bytes: 500000, bytes_max: 2000000}}"
             with Process(tmp_path, "run", "-c", write(tmp_path, server.url, port, extra)) as process:
                 for _ in range(dose(2)):
                     wait_for_more(server, process)

@@ -12,6 +12,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Collection, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 from zlib import crc32
@@ -24,6 +25,8 @@ from relay.outbox import Past, Position, order
 from relay.spool.layout import ENTRY, HEAD, MARK, SEED, VERSION, About, entry, file_head, marks, topic
 from relay.spool.segment import SUFFIX, Found, Newer, Segment, is_numbered
 
+STATUS = b'{"type":"status"'
+"""How a status begins."""
 RETRY_SECS = 0.5
 """A disk that took nothing is tried again this often."""
 SYNC_SECS = 0.1
@@ -174,35 +177,28 @@ class Spool:
             return False
         try:
             segment = self._current or self._begin()
-            first, last = segment.first, segment.last
-            pack, seed = HEAD.pack, SEED[ENTRY]
-            parts: list[bytes] = []
-            add = parts.append
-            names: dict[str, int] = {}
-            newest: dict[str, bytes] = {}
-            for about, entry_id, body in pending:
-                name = about.name
-                if name not in first and name not in names:
-                    told = segment.about[name] = About(name, about.kind, about.provider, about.contiguous)
-                    add(topic(told))
-                    names[name] = segment.size + sum(map(len, parts))
-                payload = b"%b%b %b" % (about.mark, entry_id.encode(), body)
-                add(pack(MARK, VERSION, ENTRY, len(payload), crc32(payload, seed)))
-                add(payload)
-                newest[name] = body
-            self._put(segment, b"".join(parts))
+            begin, first, last = segment.size, segment.first, segment.last
+            newest = {item[0]: item for item in pending}
+            told = [About(t.name, t.kind, t.provider, t.contiguous) for t in newest if t.name not in first]
+            pack, seed, join = HEAD.pack, SEED[ENTRY], b"".join
+            payloads = [join((about.mark, entry_id.encode(), b" ", body)) for about, entry_id, body in pending]
+            heads = [pack(MARK, VERSION, ENTRY, len(payload), crc32(payload, seed)) for payload in payloads]
+            records = chain.from_iterable(zip(heads, payloads, strict=True))
+            self._put(segment, join(chain(map(topic, told), records)))
         except OSError as error:
             self._failed(error)
             return False
-        first |= names
-        for about, entry_id, _ in pending:
-            last[about.name] = entry_id
-        for name, body in newest.items():
+        for one in told:
+            first[one.name] = begin
+            segment.about[one.name] = one
+        for about, entry_id, body in newest.values():
+            name = about.name
+            last[name] = entry_id
             if is_numbered(body):
                 segment.bodies[name] = body
-            else:  # a status: the newest before it that carries a number, if any
-                for about, _, earlier in reversed(pending):
-                    if about.name == name and is_numbered(earlier):
+            elif body.startswith(STATUS):  # the newest before it that carries a number, if any
+                for other, _, earlier in reversed(pending):
+                    if other is about and is_numbered(earlier):
                         segment.bodies[name] = earlier
                         break
         segment.newest_ms = max(segment.newest_ms, int(pending[-1][1].partition("-")[0]))
