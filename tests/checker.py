@@ -6,7 +6,6 @@ data and gap events tile one range: nothing missing, nothing twice, nothing in d
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 import msgspec
 import redis
