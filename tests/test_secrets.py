@@ -236,6 +236,7 @@ def guarded() -> Iterator[RedisServer]:
     server.close()
 
 
+@pytest.mark.fault  # a dozen processes at DEBUG: 8 s and more
 async def test_no_canary_leaves_the_relay(guarded: RedisServer, tmp_path: Path) -> None:
     found: list[str] = []
     searched = 0
