@@ -339,7 +339,8 @@ async def test_lost_epoch_counter_does_not_stop_a_start(server, client):
 
 
 async def test_wrong_type_blocks_that_topic_and_heals(server, client, monkeypatch):
-    monkeypatch.setattr("relay.sink.sink.PROBE_SECS", 0.1)
+    for module in ("sink", "ledger"):
+        monkeypatch.setattr(f"relay.sink.{module}.PROBE_SECS", 0.1)
     client.set("bad", "a string of somebody")
     async with Relay(server.url).running() as relay:
         relay.put("bad", 3)
@@ -368,7 +369,8 @@ async def test_key_that_turns_into_a_string_blocks_its_topic_at_run_time(server,
 
 
 async def test_forbidden_key_blocks_its_topic_only(server, client, monkeypatch):
-    monkeypatch.setattr("relay.sink.sink.PROBE_SECS", 0.1)
+    for module in ("sink", "ledger"):
+        monkeypatch.setattr(f"relay.sink.{module}.PROBE_SECS", 0.1)
     client.acl_setuser("relay", enabled=True, passwords=["+pw"], keys=["relay:*", "good*"], commands=["+@all"])
     client.execute_command("ACL", "SETUSER", "relay", "&*")
     async with Relay(server.url, username="relay", password="pw").running() as relay:
