@@ -16,8 +16,9 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-LEVEL = 1
-"""Frames are repetitive text: level 1 takes a sixth of the size at a third of level 3's time."""
+LEVEL = -4
+"""Frames are repetitive text: -4 leaves a tenth of their size and costs a quarter less than 1, whose files
+were two thirds as large."""
 BLOCK_BYTES_MAX = 64 * 1024 * 1024
 """Longest block that a reader believes in, before and behind compression; one received frame is 4 MiB at most, but a
 REST reply may have 32 MiB."""
