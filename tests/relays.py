@@ -122,6 +122,5 @@ class Process:
 
     @property
     def url(self) -> str:
-        """The Redis that it names."""
-        line = next(line for line in self.text.splitlines() if "Redis:" in line)
-        return line.split()[1]
+        """The Redis that it names: the last one, where it was started twice in this folder."""
+        return [line for line in self.text.splitlines() if "Redis:" in line][-1].split()[1]

@@ -196,6 +196,7 @@ def test_shipped_config_runs_from_nothing_and_keeps_its_data(tmp_path: Path) -> 
             entries(url, "quotes.BTC-EUR")
     with Process(tmp_path, "run", "-c", config) as second:
         second.until(lambda: second.text.count("Redis:") == 2, 5)
+        url = second.url  # another test may have taken the port meanwhile
         second.until(lambda: len({m["run"] for _, m in entries(url, "quotes.BTC-EUR")}) == 2, 5)
         # the simulator counts anew: nothing of it may be taken for a repeat of the first run
         second.until(lambda: len({m["run"] for _, m in entries(url, "quotes.BTC-USD") if m["type"] == "quote"}) == 2, 5)
