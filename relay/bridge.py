@@ -15,7 +15,7 @@ import msgspec
 
 from relay import lifecycle, model, stats
 from relay.clock import Clock
-from relay.config import Config, ProviderConfig, data_dir_of, secrets_of
+from relay.config import EMBEDDED, SIMULATED_PREFIX, Config, ProviderConfig, data_dir_of, names_of, secrets_of
 from relay.embedded import EmbeddedServer
 from relay.errors import RelayError, SessionError
 from relay.feed import Feed, SharedLimits
@@ -44,7 +44,6 @@ DRAIN_SECS = 7.0
 """How long a planned stop waits for Redis; with the rest of the shutdown it stays under ten seconds."""
 FEEDS_STOP_SECS = 2.0
 """How long a planned stop waits for the sessions to close."""
-SIMULATED_PREFIX = "sim."
 WATCH_SECS = 1.0
 RELEASE_SECS = 0.05
 """Thinned quotes come at most this late."""
@@ -75,7 +74,7 @@ class Bridge:
         self.simulator: Any = None
         self.redis_url = ""
         self.providers: dict[str, ProviderState] = {}
-        self.all_simulated = bool(config.providers) and all(p.options.simulate for p in config.providers.values())
+        self.all_simulated = config.all_simulated
         self._states = StateFiles(Path(config.state_dir) / "providers", event)
         self._stop = anyio.Event()
         self.stopping = False
@@ -99,11 +98,10 @@ class Bridge:
     async def started(self) -> AsyncIterator["Bridge"]:
         """Hold the servers that this relay brings along (the bundled Redis, the simulator) while inside."""
         config = self.config
-        embedded = config.redis.url == "embedded"
         async with contextlib.AsyncExitStack() as stack:
             if config.http.enabled:
                 self._open_http(stack)
-            if embedded:
+            if config.redis.url == EMBEDDED:
                 self.server = EmbeddedServer(Path(data_dir_of(config)), port=config.redis.port)
                 self.redis_url = await self.server.start()
                 stack.push_async_callback(self.server.stop)
@@ -121,7 +119,7 @@ class Bridge:
                     port=config.simulator.port,
                 )
                 await stack.enter_async_context(self.simulator)
-            self._build(embedded)
+            self._build()
             stack.callback(self.keeping.close)
             yield self
 
@@ -157,12 +155,10 @@ class Bridge:
             return False, "no feed is live"
         return True, "ready"
 
-    def _build(self, embedded: bool) -> None:
+    def _build(self) -> None:
         config = self.config
-        prefix = config.redis.prefix
-        if self.all_simulated and not embedded:
-            prefix = SIMULATED_PREFIX + prefix
-        names = Topics(config.name, config.topics, prefix)
+        names = names_of(config)
+        prefix = names.prefix
         self.keeping = Keeping(config, self.clock, prefix, self.event, self.sink_event)
         self.run = self.clock() // 1_000_000
         self.outbox = self.keeping.outbox
