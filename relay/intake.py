@@ -9,7 +9,7 @@ What it knows of providers and of what they speak of stands in `relay.routes`.
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
-from relay import codec, model
+from relay import codec, identity, model
 from relay.conflation import Conflation
 from relay.holes import number_after
 from relay.model import ACCOUNT_CHANNELS, CHANNEL_OF, Header, Status
@@ -22,9 +22,6 @@ __all__ = ["Counts", "Intake", "OutboxLike", "Route", "Source", "TopicLike"]
 
 NO_IDENTITY, CONTIGUOUS, RISING, SPECIAL = 0, 1, 2, 3
 """How a route checks numbers; SPECIAL: something must be said before the next message (gap, fresh)."""
-
-REPEAT_WINDOW = 10_000
-"""A number this much below the last one is late or repeated; further below, the provider started its count anew."""
 
 _CLASS_OF: dict[str, type[Header]] = {
     "quotes": model.Quote,
@@ -145,7 +142,7 @@ class Intake:
             add(topic, f"{now_ns // 1_000_000}-{seq}", encode(message))
 
     def _passes(self, source: Source, route: Route, message: Header, mode: int, now_ns: int) -> bool:
-        """Check identity and say what must be said before this message; False: it is a repeat."""
+        """Check identity and say what must be said before this message; False: it is late or a repeat."""
         number = message.src_seq
         if message.origin is not None:
             return True  # what must be said is said before the next live message
@@ -165,18 +162,15 @@ class Intake:
         gap: Status | None = None
         if mode and number is not None:
             if expected >= 0 and number < expected:
-                if expected - number <= REPEAT_WINDOW:
+                if not identity.begins_anew(route, number, now_ns):
                     source.counts.repeats += 1
                     return False
                 gap = Status(event="gap", reason="sequence_reset")
+                if mode == CONTIGUOUS and (missed := identity.taken_for_repeats(route, number)):
+                    gap.first_missing, gap.last_missing = missed
+                    gap.missing = number - missed[0]
             elif mode == CONTIGUOUS and expected >= 0 and number > expected:
-                gap = Status(
-                    event="gap",
-                    reason="sequence_jump" if reason is None else _reason(reason),
-                    first_missing=expected,
-                    last_missing=number - 1,
-                    missing=number - expected,
-                )
+                gap = _jump(route, number, now_ns)
             route.next = number + 1
         if reason is not None:
             proven = mode == CONTIGUOUS and number is not None and number == expected
@@ -272,9 +266,9 @@ class Intake:
         source.topics.add(name)
         topic = self.outbox.topic(name, channel, source.name)
         spec = source.spec.channels.get(channel)
-        identity = spec.identity if spec else None
-        mode = NO_IDENTITY if identity is None else CONTIGUOUS if identity.step == "contiguous" else RISING
-        route = Route(channel, topic, mode, identity.scope if identity else "session")
+        known = spec.identity if spec else None
+        mode = NO_IDENTITY if known is None else CONTIGUOUS if known.step == "contiguous" else RISING
+        route = Route(channel, topic, mode, known.scope if known else "session")
         route.connection, route.param = connection, param
         route.raw_symbol, route.symbol, route.venue = message.raw_symbol, message.symbol, message.venue
         limit = source.shared.options.stale_secs.get(channel)
@@ -293,9 +287,9 @@ class Intake:
             route.mode = SPECIAL
             # the built-in simulator counts anew with us: numbers behind the last run's would drop all as repeats
             goes_on = route.scope == "global" and mode and source.origin != "simulated"
-            known = number_after(topic.before) if goes_on else None
-            if known is not None and known[:2] == (source.name, message.raw_symbol):
-                route.next = known[2]  # so the gap says which numbers
+            after = number_after(topic.before) if goes_on else None
+            if after is not None and after[:2] == (source.name, message.raw_symbol):
+                route.next = after[2]  # so the gap says which numbers
         left = self.dormant.pop(name, None)
         if left is not None and channel not in ACCOUNT_CHANNELS:
             # it was not subscribed for a while
@@ -399,15 +393,8 @@ class Intake:
         if route.next < 0:
             route.next = seen.src_seq + 1
         elif route.plain_mode == CONTIGUOUS and last > route.next:
-            gap = Status(
-                event="gap",
-                reason=_reason(route.lost or "sequence_jump"),
-                first_missing=route.next,
-                last_missing=last - 1,
-                missing=last - route.next,
-                from_ns=(route.broken_ns if route.lost else route.last_ns) or None,
-                to_ns=now_ns,
-            )
+            gap = _jump(route, last, now_ns)
+            gap.from_ns, gap.to_ns = (route.broken_ns if route.lost else route.last_ns) or None, now_ns
             self._in_band(source, route, gap, now_ns)
             route.lost = route.broken_ns = None
             route.next = seen.src_seq + 1
@@ -459,6 +446,21 @@ class Intake:
                     text = f"nothing for {age:.0f} s"
                     self._in_band(source, route, Status(event="stale", text=text, from_ns=route.last_ns), now_ns)
         return found
+
+
+def _jump(route: Route, number: int, now_ns: int) -> Status:
+    """Say what is missing before a number above the one expected."""
+    missing = number - route.next
+    since_ns = (route.broken_ns if route.lost is not None else route.last_ns) or 0
+    if identity.too_far(missing, now_ns - since_ns):
+        return Status(event="gap", reason="sequence_reset")
+    return Status(
+        event="gap",
+        reason=_reason(route.lost or "sequence_jump"),
+        first_missing=route.next,
+        last_missing=number - 1,
+        missing=missing,
+    )
 
 
 def _reason(text: str) -> model.GapReason:

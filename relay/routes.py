@@ -43,9 +43,9 @@ class Route:
     """What is known of one (channel, raw symbol, interval) of a provider."""
 
     __slots__ = (
-        "broken_ns", "channel", "conflates", "connection", "due_ns", "held", "last_ns", "latest", "lost", "lost_from",
-        "mode", "next", "overflowing", "param", "plain_mode", "raw_symbol", "scope", "stale", "stale_ns", "symbol",
-        "thin_ns", "topic", "venue",
+        "back_at", "back_count", "back_first", "back_last", "back_ns", "broken_ns", "channel", "conflates",
+        "connection", "due_ns", "held", "last_ns", "latest", "lost", "lost_from", "mode", "next", "overflowing",
+        "param", "plain_mode", "raw_symbol", "scope", "stale", "stale_ns", "symbol", "thin_ns", "topic", "venue",
     )  # fmt: skip
 
     def __init__(self, channel: str, topic: TopicLike, mode: int, scope: str) -> None:
@@ -53,6 +53,8 @@ class Route:
         self.mode = self.plain_mode = mode
         self.scope = scope
         self.next = -1  # the number expected next; -1: none seen yet
+        self.back_at = self.back_first = self.back_last = -1  # numbers below it that came in a row: relay.identity
+        self.back_count = self.back_ns = 0
         self.connection = ""
         self.raw_symbol: str | None = None
         self.symbol: str | None = None

@@ -1,7 +1,9 @@
 """Says of streams what happened to numbered messages: lost, twice, out of order, or told by a gap event.
 
 A topic is right when its entries' ids rise, its numbers `seq` have no hole within a run, and the provider's numbers in
-data and gap events tile one range: nothing missing, nothing twice, nothing in disorder.
+data and gap events tile one range: nothing missing, nothing twice, nothing in disorder. Where the provider begins its
+count anew, a gap event says so. Its true numbers (`true`: it puts them into the price) go on there: a hole in them
+stands behind a gap event, which names as many where it gives numbers.
 """
 
 from collections.abc import Iterable
@@ -28,12 +30,19 @@ class Verdict:
     """Holes in our own numbers."""
     vague: int = 0
     """Gap events in front of a hole that do not say the numbers."""
+    untold: int = 0
+    """Holes in the true numbers that no gap event stands before."""
+    false: int = 0
+    """Gap events that name more or less than is missing."""
+    back: int = 0
+    """True numbers that do not rise."""
     reasons: dict[str, int] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
 
     @property
     def right(self) -> bool:
-        return not (self.lost or self.twice or self.disorder or self.holes or self.vague)
+        wrong = (self.lost, self.twice, self.disorder, self.holes, self.vague, self.untold, self.false, self.back)
+        return not any(wrong)
 
     def fault(self, text: str) -> None:
         if len(self.faults) < 10:
@@ -42,7 +51,8 @@ class Verdict:
     def __str__(self) -> str:
         return (
             f"{self.data} messages, {self.gaps} gaps with {self.missing} missing {self.reasons}; lost {self.lost}, "
-            f"twice {self.twice}, out of order {self.disorder}, holes {self.holes}, vague {self.vague} {self.faults}"
+            f"twice {self.twice}, out of order {self.disorder}, holes {self.holes}, vague {self.vague}, "
+            f"untold {self.untold}, false {self.false}, back {self.back} {self.faults}"
         )
 
 
@@ -55,31 +65,37 @@ class Message(msgspec.Struct):
     reason: str = ""
     first_missing: int | None = None
     last_missing: int | None = None
+    price: str = ""
 
 
 _decode = msgspec.json.Decoder(Message).decode
 
 
-def check(topics: dict[str, Iterable[tuple[str, bytes]]], verdict: Verdict | None = None) -> Verdict:
-    """Check topics: name to (entry id, body) in the stream's order."""
+def check(
+    topics: dict[str, Iterable[tuple[str, bytes]]], verdict: Verdict | None = None, *, true: bool = False
+) -> Verdict:
+    """Check topics: name to (entry id, body) in the stream's order. `true`: the true numbers too."""
     verdict = verdict or Verdict()
     for name, entries in topics.items():
-        _check(name, entries, verdict)
+        _check(name, entries, verdict, true)
     return verdict
 
 
-def _check(name: str, entries: Iterable[tuple[str, bytes]], verdict: Verdict) -> None:
+def _check(name: str, entries: Iterable[tuple[str, bytes]], verdict: Verdict, true: bool) -> None:
+    last_true: int | None = None
+    named: int | None = 0  # how many the gap events since then name; None: one of them gives no number
+    gaps = 0  # gap events since then
     above = (0, 0)
     run = seq = 0
     known: int | None = None  # the provider's number up to which all is told
     vague = False  # a gap event without numbers stands in front
     for entry_id, body in entries:
         verdict.entries += 1
-        ms, _, number = entry_id.partition("-")
-        if (int(ms), int(number)) <= above:
+        ms, _, own = entry_id.partition("-")
+        if (int(ms), int(own)) <= above:
             verdict.disorder += 1
             verdict.fault(f"{name}: id {entry_id} after {above}")
-        above = (int(ms), int(number))
+        above = (int(ms), int(own))
         message = _decode(body)
         if message.run == run and message.seq != seq + 1:
             verdict.holes += 1
@@ -88,14 +104,33 @@ def _check(name: str, entries: Iterable[tuple[str, bytes]], verdict: Verdict) ->
         if message.event == "gap":
             verdict.gaps += 1
             verdict.reasons[message.reason] = verdict.reasons.get(message.reason, 0) + 1
+            gaps += 1
+            if message.reason == "sequence_reset":
+                known, vague, named = None, False, None  # how many of the old count were missed nobody knows
             if message.first_missing is None or message.last_missing is None:
-                vague = True
+                vague = message.reason != "sequence_reset"
+                named = None
                 continue
+            if named is not None:
+                named += message.last_missing - message.first_missing + 1
             verdict.missing += message.last_missing - message.first_missing + 1
             first, last = message.first_missing, message.last_missing
         elif message.src_seq is not None:
             verdict.data += 1
             first = last = message.src_seq
+            if true:
+                number = int(message.price.partition(".")[0])
+                hole = number - last_true - 1 if last_true is not None else 0
+                if hole < 0:
+                    verdict.back += 1
+                    verdict.fault(f"{name}: true number {number} after {last_true} at {entry_id}")
+                elif hole and not gaps:
+                    verdict.untold += 1
+                    verdict.fault(f"{name}: true number {number} after {last_true} at {entry_id} and no gap event")
+                elif named is not None and last_true is not None and named != hole:
+                    verdict.false += 1
+                    verdict.fault(f"{name}: gap events name {named} of {hole} missing before {number} at {entry_id}")
+                last_true, named, gaps = number, 0, 0
         else:
             continue
         if known is not None and first != known + 1:

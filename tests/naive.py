@@ -20,7 +20,7 @@ async def main(port: str, url: str) -> None:
         async for text in socket:
             message = json.loads(text)
             if message["type"] == "match":
-                body = {"type": "trade", "src_seq": message["trade_id"]}
+                body = {"type": "trade", "src_seq": message["trade_id"], "price": message["price"]}
                 waiting.append((f"trades.{message['product_id']}", json.dumps(body).encode()))
             if len(waiting) >= 100:
                 pipe = client.pipeline(transaction=False)

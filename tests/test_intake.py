@@ -112,6 +112,68 @@ def test_restart_of_the_count_is_a_reset_and_not_a_gap_of_millions() -> None:
     assert out[0]["reason"] == "sequence_reset" and "missing" not in out[0]
 
 
+@pytest.mark.parametrize("identity", [CONTIGUOUS, RISING])
+def test_late_messages_are_not_published_behind_the_gap_that_named_them(identity: Identity) -> None:
+    scene = Scene(identity)
+    out = scene.take(trade(5), trade(8), trade(6), trade(7), trade(9))
+    assert [m["src_seq"] for m in out if m["type"] == "trade"] == [5, 8, 9]
+    assert [m["missing"] for m in out if m["type"] == "status"] == ([2, 2] if identity is CONTIGUOUS else [])
+    assert scene.source.counts.repeats == 2
+
+
+def test_count_begun_anew_below_the_window_is_known_by_its_start() -> None:
+    scene = Scene(CONTIGUOUS)
+    scene.take(trade(500))
+    out = scene.take(trade(1), trade(2), trade(500), trade(3))
+    assert kinds(out)[:4] == [*BOTH, "trade", "trade"]
+    assert out[0]["reason"] == "sequence_reset" and "missing" not in out[0]
+
+
+@pytest.mark.parametrize("identity", [CONTIGUOUS, RISING])
+def test_count_begun_anew_somewhere_below_is_not_dropped_until_it_has_caught_up(identity: Identity) -> None:
+    scene = Scene(identity)
+    scene.take(trade(5000))
+    assert scene.take(*(trade(number) for number in range(40, 2040))) == []
+    out = scene.take(trade(2040), trade(2041))
+    assert kinds(out) == [*BOTH, "trade", "trade"]
+    numbers = {name: out[0].get(name) for name in ("first_missing", "last_missing", "missing")}
+    known = identity is CONTIGUOUS
+    assert numbers == {
+        "first_missing": 40 if known else None,
+        "last_missing": 2039 if known else None,
+        "missing": 2000 if known else None,
+    }
+    assert scene.source.counts.repeats == 2000
+    assert stats.messages([scene.source.counts]).difference == 0
+
+
+def test_slow_count_begun_anew_is_known_after_a_minute() -> None:
+    scene = Scene(CONTIGUOUS)
+    scene.take(trade(5000))
+    out = [m for n in range(61) for m in scene.take(trade(40 + n), now=NOW + n * 2 * SECOND)]
+    assert kinds(out)[:3] == [*BOTH, "trade"] and out[0]["last_missing"] == out[2]["src_seq"] - 1 == 70
+
+
+def test_connection_that_is_behind_catches_up_without_a_repeat() -> None:
+    scene = Scene(GLOBAL)
+    scene.take(trade(5000))
+    out = scene.take(*(trade(number) for number in range(3500, 5010)))
+    assert [m.get("src_seq") for m in out] == list(range(5001, 5010))
+    twice = [trade(number) for n in range(5010, 9000) for number in (n, n)]
+    assert kinds(scene.take(*twice)) == ["trade"] * 3990
+
+
+def test_jump_that_no_market_makes_is_a_count_begun_anew() -> None:
+    scene = Scene(GLOBAL)
+    scene.take(trade(5))
+    out = scene.take(trade(2_000_000_005), trade(2_000_000_006), now=NOW + SECOND)
+    assert kinds(out) == [*BOTH, "trade", "trade"]
+    assert out[0]["reason"] == "sequence_reset" and "missing" not in out[0]
+    scene.intake.closed(scene.source, "1")
+    later = scene.take(trade(2_030_000_007), now=NOW + 600 * SECOND)
+    assert (later[0]["reason"], later[0]["missing"]) == ("disconnect", 30_000_000)
+
+
 def test_break_of_a_session_is_said_before_the_next_message() -> None:
     scene = Scene(None)
     scene.take(trade(None))
