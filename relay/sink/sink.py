@@ -16,6 +16,7 @@ import anyio.lowlevel
 from relay.config.structs import RedisConfig
 from relay.model import Status
 from relay.outbox import Outbox, Topic, order
+from relay.sink.answers import Answers
 from relay.sink.claim import Claim
 from relay.sink.heal import Healer
 from relay.sink.ledger import PROBE_SECS, Ledger
@@ -93,6 +94,9 @@ class Sink:
             on_event=on_event,
             empty=lambda: self._turn("_empty"),
             room=lambda: self._turn("_room"),
+        )
+        self._answers = Answers(
+            claim=self._claim, ledger=self._ledger, healer=self._healer, judge=self._judge, on_event=on_event
         )
         self._identity: tuple[str, str] | None = None
         self._identity_at = 0.0
@@ -260,9 +264,13 @@ class Sink:
         else:
             await claim.renew()
             self.stats.refences += 1
-        await self._ledger.fence([topic for topic in outbox.topics.values() if topic.blocked != "foreign"])
+        await self._verify([topic for topic in outbox.topics.values() if topic.blocked != "foreign"])
         self._resumed = True
         self.ready.set()
+
+    async def _verify(self, topics: list[Topic]) -> None:
+        """Ask for the last id of topics."""
+        await self._ledger.fence(topics)
 
     # writing
 
@@ -324,10 +332,7 @@ class Sink:
         self._pace.answered(time.monotonic() - before, entries, self._claim.trip_secs)
         if self.answered is not None:
             self.answered(batch, entries)
-        stopped, problem = self._read_notes(batch, notes) if notes else ({}, None)
-        for number, (topic, count) in enumerate(batch):
-            if number not in stopped:
-                self._ledger.done(topic, count, topic.ids[count - 1])
+        problem = self._answers.appended(batch, notes)
         self._ledger.tell()
         if problem is not None:
             raise problem
@@ -357,23 +362,7 @@ class Sink:
                 for topic, _, _ in batch:
                     self._ledger.block(topic, str(error))
                 return
-            stopped: set[int] = set()
-            problem: Again | None = None
-            for note in notes:
-                number_text, kind, rest = [*note.decode(errors="replace").split(" ", 2), ""][:3]
-                topic = batch[int(number_text)][0]
-                if kind in ("GONE", "UNPUBLISHED"):
-                    continue
-                stopped.add(int(number_text))
-                if kind == "PARTIAL":
-                    last, _, why = rest.partition(" ")
-                    healer.start(topic, last)
-                    problem = self._stopped(topic, why) or problem
-                else:
-                    problem = self._noted(topic, kind, rest) or problem
-            for number, (topic, ids, data) in enumerate(batch):
-                if number not in stopped:
-                    self.stats.bytes += healer.sent(topic, ids, data)
+            problem = self._answers.healed(batch, notes)
             self._ledger.tell()
             if problem is not None:
                 raise problem
@@ -381,52 +370,6 @@ class Sink:
         if not healer.topics:
             self._event("healed", {"topics": healer.healed, "entries": healer.resent})
             healer.healed = healer.resent = 0
-
-    def _read_notes(self, batch: list[tuple[Topic, int]], notes: list[bytes]) -> tuple[dict[int, str], Again | None]:
-        """Act on what the function says about topics. Give those that it stopped, and what is wrong with the server."""
-        stopped: dict[int, str] = {}
-        problem: Again | None = None
-        for note in notes:
-            number_text, kind, rest = [*note.decode(errors="replace").split(" ", 2), ""][:3]
-            number = int(number_text)
-            topic, count = batch[number]
-            if kind == "GONE":
-                self.stats.gone += 1
-                self._event("stream_gone", {"topic": topic.name, "last": topic.last})
-                continue
-            if kind == "UNPUBLISHED":
-                self.stats.unpublished += 1
-                if self.stats.unpublished == 1:
-                    self._event("unpublished", {"topic": topic.name, "error": rest})
-                continue
-            stopped[number] = kind
-            if kind == "PARTIAL":
-                last, _, error = rest.partition(" ")
-                if last != topic.last:
-                    self._ledger.done(topic, topic.ids.index(last) + 1, last)
-                problem = self._stopped(topic, error) or problem
-            else:
-                problem = self._noted(topic, kind, rest) or problem
-        return stopped, problem
-
-    def _noted(self, topic: Topic, kind: str, rest: str) -> Again | None:
-        """Act on a topic of which nothing was written."""
-        if kind == "FENCED":
-            raise self._claim.fenced(f"epoch {rest} is newer than ours, {self._claim.epoch}")
-        if kind == "UNFENCED":
-            return Again("fence", "Redis has lost keys of the relay", kind)
-        if kind == "OWNED":
-            self._ledger.block(topic, f"OWNED {rest}", f"the relay {rest!r} has taken this topic over")
-        else:  # MISMATCH
-            self._ledger.settle(topic, rest)
-        return None
-
-    def _stopped(self, topic: Topic, error: str) -> Again | None:
-        """Act on the error at which a topic's entries stopped."""
-        if reaction(error)[0] in ("block", "foreign", "isolate"):
-            self._ledger.block(topic, error)
-            return None
-        return self._judge(error)
 
     def _hole(self, topic: Topic, status: Status) -> None:
         """A gap event had to be put in: say it, with the event for a copy."""
