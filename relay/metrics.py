@@ -59,7 +59,7 @@ METRICS: dict[str, About] = {
     "relay_messages_published_total": About(COUNTER, "Those that were numbered and handed on.", _PROVIDER),
     "relay_messages_dropped_total": About(
         COUNTER,
-        "Those that were not, by reason: repeat (or late), outside (any subscription), conflated, overflow (a gap says it).",
+        "Those that were not, by reason: repeat (or late), outside (any subscription), conflated, overflow (a gap).",
         ("provider", "reason"),
     ),
     "relay_messages_held": About(GAUGE, "Those kept back for the moment, to be conflated or published.", _PROVIDER),
