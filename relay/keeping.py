@@ -21,6 +21,7 @@ from relay.providers.base import Options, Subscription
 from relay.sink import Sink
 from relay.spool import Found, Spool
 from relay.spooled import SpooledOutbox
+from relay.targets import target_of
 
 RECENT_MS = 60_000
 """A run that ended so recently was ours: feeds start before Redis has said that nobody else has the name."""
@@ -217,5 +218,8 @@ def give_back() -> None:
 
 def _where(config: Config) -> str:
     """Name a Redis without its secrets: the same server under another login is the same."""
+    target = target_of(config.redis.url)
+    if target is not None:
+        return target.shown  # of Sentinel the service, not the server that happens to be its primary
     parts = urlsplit(config.redis.url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}?{parts.query}"

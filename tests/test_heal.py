@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -37,11 +38,11 @@ def spool(tmp_path: Path) -> Iterator[Spool]:
     spool.close()
 
 
-def relay_of(url: str, spool: Spool) -> Relay:
+def relay_of(url: str, spool: Spool, **settings: Any) -> Relay:
     outbox = SpooledOutbox(64 << 20, 32 << 20, spool, 1_700_000_000_000)
     topics = outbox.topics
     spool.confirmed = lambda name: (topics[name].last, bool(topics[name].blocked))
-    return Relay(url, outbox=outbox)
+    return Relay(url, outbox=outbox, **settings)
 
 
 def put(relay: Relay, name: str, count: int) -> Topic:

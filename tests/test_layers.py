@@ -24,7 +24,7 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
         "helpers",
         named(
             "numbers times symbols topics secrecy redaction saying codec retry schema asyncapi typescript tidings "
-            "histogram repeats books"
+            "histogram repeats books targets"
         ),
     ),
     ("contract", named("providers.base")),

@@ -1,7 +1,9 @@
 """Addresses: which are this machine, which secrets stand in one, how one may be shown."""
 
 import ipaddress
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
+
+from relay.targets import SCHEMES, target_of
 
 
 def is_loopback(host: str) -> bool:
@@ -16,6 +18,8 @@ def is_loopback(host: str) -> bool:
 
 def shown_url(url: str) -> str:
     """Give an address without its password and query, for people and logs."""
+    if url.partition("://")[0] in SCHEMES:
+        return _shown_target(url)
     try:
         parts = urlsplit(url)
         port = f":{parts.port}" if parts.port else ""
@@ -28,10 +32,26 @@ def shown_url(url: str) -> str:
     return f"{parts.scheme}://{user}{host}{port}{parts.path}"
 
 
+def _shown_target(url: str) -> str:
+    try:
+        target = target_of(url)
+    except ValueError:
+        return "***"
+    if target is None:
+        return url
+    user = quote(target.username, safe="")
+    login = f"{user}:***@" if target.password else f"{user}@" if user else ""
+    return target.shown.replace("://", f"://{login}", 1)
+
+
 def passwords_in(url: str) -> list[str]:
     """Give the password of an address as it is written and as it is meant."""
-    try:
-        password = urlsplit(url).password
-    except ValueError:
-        return []
+    if url.partition("://")[0] in SCHEMES:
+        login = url.partition("://")[2].partition("/")[0].rpartition("@")[0]
+        password: str | None = login.partition(":")[2]
+    else:
+        try:
+            password = urlsplit(url).password
+        except ValueError:
+            return []
     return list(dict.fromkeys((password, unquote(password)))) if password else []

@@ -29,11 +29,16 @@ class RedisConfig(Redacted, Struct, frozen=True, kw_only=True, forbid_unknown_fi
     url: Annotated[
         str,
         Meta(
-            description="`embedded` (the bundled server), `redis://host:6379/0`, `rediss://` (TLS) or `unix:///path`."
+            description="`embedded` (the bundled server), `redis://host:6379/0`, `rediss://` (TLS), `unix:///path`, or "
+            "`redis+sentinel://host:26379,host:26379/service`."
         ),
     ] = EMBEDDED
     username: Annotated[str, Meta(description="The ACL user, where the address does not name one.")] = ""
     password: Annotated[Secret, Meta(description="The password, where the address does not hold one.")] = ""
+    sentinel_username: Annotated[str, Meta(description="The ACL user on the sentinels, where they have one.")] = ""
+    sentinel_password: Annotated[Secret, Meta(description="The sentinels' own password; empty: they ask for none.")] = (
+        ""
+    )
     ca_file: Annotated[str, Meta(description="PEM file of the authority that signed the server's certificate.")] = ""
     cert_file: Annotated[str, Meta(description="PEM file of our own certificate; goes with `key_file`.")] = ""
     key_file: Annotated[str, Meta(description="PEM file of the key of `cert_file`.")] = ""

@@ -5,6 +5,7 @@ redis-py retries writes by default and so stores entries twice; here a call is s
 
 import contextlib
 import ssl
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +24,8 @@ CALL_SECS = 5.0
 class Server:
     """Where Redis is and how to log in.
 
-    `url`: redis://, rediss:// or unix://, with user, password and database in it if wanted. `timeout_secs`: for a
-    connect and for each call.
+    `url`: redis://, rediss:// or unix://, with user, password and database in it if wanted, or an address of several
+    servers (relay.targets). `timeout_secs`: for a connect and for each call.
     """
 
     url: str
@@ -34,6 +35,8 @@ class Server:
     cert_file: str = ""
     key_file: str = ""
     timeout_secs: float = CALL_SECS
+    sentinel_username: str = ""
+    sentinel_password: str = ""
 
     def __repr__(self) -> str:
         return f"<Server {self.where}>"
@@ -60,6 +63,16 @@ class Link:
         self._server = server
         self._client_name = client_name
         self._connection: Any = None
+
+    @property
+    def where(self) -> str:
+        """The server's address without its secrets, for logs."""
+        return self._server.where
+
+    @contextlib.asynccontextmanager
+    async def watched(self) -> AsyncIterator[None]:
+        """Hold what has to go on beside the calls while inside: nothing, with one server."""
+        yield
 
     @property
     def up(self) -> bool:

@@ -20,9 +20,10 @@ from relay.sink.answers import Answers
 from relay.sink.claim import Claim
 from relay.sink.heal import Healer
 from relay.sink.ledger import PROBE_SECS, Ledger
-from relay.sink.link import CALL_SECS, Link, LinkLost, ReplyError, Server
+from relay.sink.link import CALL_SECS, LinkLost, ReplyError, Server
 from relay.sink.pace import Pace, SinkStats
 from relay.sink.reactions import Again, Fenced, LeaseHeld, Unsupported, reaction
+from relay.sink.sentinel import link_to
 from relay.sink.trim import Keeper
 
 RIGHTS_SECS = 5.0
@@ -68,6 +69,8 @@ class Sink:
             settings.cert_file,
             settings.key_file,
             call_secs,
+            settings.sentinel_username,
+            settings.sentinel_password,
         )
         self._raise_floor, self._event = raise_floor, on_event
         self._takeover = takeover
@@ -78,7 +81,7 @@ class Sink:
         self.stats = SinkStats()
         self.state = "starting"
         """starting, flowing, holding (Redis is up and takes nothing), lost, stopped."""
-        self._link = Link(self.server, f"relay:{relay}")
+        self._link = link_to(self.server, f"relay:{relay}")
         self._claim = Claim(self._link, relay, prefix, run)
         self._keeper = Keeper(self._link, self._claim, outbox, retention_ms, settings.streams_bytes_max)
         self._pace = Pace(self.stats)
@@ -145,8 +148,9 @@ class Sink:
         """Write until `stop`. Redis may come and go. Raises: LeaseHeld, Fenced, Unsupported."""
         try:
             with anyio.CancelScope() as self._scope:
-                while not self._stopping:
-                    await self._live()
+                async with self._link.watched():
+                    while not self._stopping:
+                        await self._live()
         finally:
             with anyio.CancelScope(shield=True), anyio.move_on_after(1.0):
                 if self._link.up:
@@ -169,7 +173,7 @@ class Sink:
                 self.stats.connects += 1
                 if not self._greeted:  # a connection that comes and goes is said when it has been of use
                     self._greeted = True
-                    self._event("connected", {"server": self.server.where})
+                    self._event("connected", {"server": self._link.where})
             if not self._resumed:
                 await self._resume()
             await self._write()
@@ -178,7 +182,7 @@ class Sink:
             if self._stopping:
                 return
             self._pace.failed("lost")
-            self._enter("lost", {"error": str(error), "waiting": self.outbox.entries(), "server": self.server.where})
+            self._enter("lost", {"error": str(error), "waiting": self.outbox.entries(), "server": self._link.where})
             await self._pause()
         except LeaseHeld as error:
             self._event("lease_refused", {"why": str(error)})
@@ -193,7 +197,7 @@ class Sink:
         what, text = reaction(reply)
         self._pace.failed(what)
         if what == "unsupported":
-            raise Unsupported(f"{self.server.where}: {text} ({reply})")
+            raise Unsupported(f"{self._link.where}: {text} ({reply})")
         return Again(what, text, reply)
 
     async def _react(self, error: Again) -> None:
