@@ -202,9 +202,7 @@ class Outbox:
             freed = sum(map(len, data[:count])) + count * ENTRY_COST
             del ids[:count]
             del data[:count]
-            if topic in self.waiting:  # to the end of the line: the others come first now
-                del self.waiting[topic]
-                self.waiting[topic] = None
+            self.defer(topic)
         topic.size -= freed
         self.size -= freed
         if topic.blocked:
@@ -213,6 +211,12 @@ class Outbox:
         if self.full:
             self._relax()
         return freed
+
+    def defer(self, topic: Topic) -> None:
+        """Let the others come first."""
+        if topic in self.waiting:
+            del self.waiting[topic]
+            self.waiting[topic] = None
 
     def replace(self, topic: Topic, ids: list[str], data: list[bytes]) -> None:
         """Put other entries in the place of all that wait for a topic."""

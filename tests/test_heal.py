@@ -153,6 +153,27 @@ async def test_healing_that_is_cut_off_repeats_nothing(
         tasks.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize("reply", [b"-OOM command not allowed", b"-MISCONF Errors writing", b"-ERR nobody knows"])
+async def test_healing_that_is_refused_for_a_while_leaves_no_hole(
+    server: RedisServer, client: "redis.Redis", spool: Spool, reply: bytes
+) -> None:
+    proxy = Proxy(server.port)
+    relay = relay_of(proxy.url, spool)
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(proxy.run)
+        async with relay.running():
+            put(relay, "a", 2000)
+            put(relay, "b", 2000)
+            await relay.drained()
+            answers = iter([None, reply + b"\r\n", None, reply + b"\r\n", reply + b"\r\n"])
+            proxy.fault = lambda: next(answers, None)
+            client.flushall()
+            await whole(relay, client, "a", 2000)
+            await whole(relay, client, "b", 2000)
+        assert proxy.faults == 3
+        tasks.cancel_scope.cancel()
+
+
 async def test_beyond_retention_a_gap_says_what_is_missing(
     server: RedisServer, client: "redis.Redis", spool: Spool
 ) -> None:

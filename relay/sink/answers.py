@@ -7,7 +7,8 @@ from relay.outbox import Topic
 from relay.sink.claim import Claim
 from relay.sink.heal import Healer
 from relay.sink.ledger import Ledger
-from relay.sink.reactions import Again, reaction
+from relay.sink.reactions import UNKNOWN, Again, reaction
+from relay.sink.suspects import Suspects
 
 
 class Answers:
@@ -19,11 +20,12 @@ class Answers:
         claim: Claim,
         ledger: Ledger,
         healer: Healer,
+        suspects: Suspects,
         judge: Callable[[str], Again],
         on_event: Callable[[str, dict[str, Any]], None],
     ) -> None:
         self._claim, self._ledger, self._healer, self.stats = claim, ledger, healer, ledger.stats
-        self._judge, self._event = judge, on_event
+        self._suspects, self._judge, self._event = suspects, judge, on_event
 
     def appended(self, batch: Sequence[tuple[Topic, int]], notes: list[bytes]) -> Again | None:
         """Take out of the outbox what Redis has of a call. Give what is wrong with the server, if anything."""
@@ -31,6 +33,7 @@ class Answers:
         for number, (topic, count) in enumerate(batch):
             if number not in stopped:
                 self._ledger.done(topic, count, topic.ids[count - 1])
+        self._suspects.passed(topic for number, (topic, _) in enumerate(batch) if number not in stopped)
         return problem
 
     def healed(self, batch: Sequence[tuple[Topic, list[str], list[bytes]]], notes: list[bytes]) -> Again | None:
@@ -46,7 +49,7 @@ class Answers:
             if kind == "PARTIAL":
                 last, _, why = rest.partition(" ")
                 self._healer.start(topic, last)
-                problem = self._stopped(topic, why) or problem
+                problem = self.refused(topic, why) or problem
             else:
                 problem = self._noted(topic, kind, rest) or problem
         for number, (topic, ids, data) in enumerate(batch):
@@ -75,7 +78,7 @@ class Answers:
                 last, _, error = rest.partition(" ")
                 if last != topic.last:
                     self._ledger.done(topic, topic.ids.index(last) + 1, last)
-                problem = self._stopped(topic, error) or problem
+                problem = self.refused(topic, error) or problem
             else:
                 problem = self._noted(topic, kind, rest) or problem
         return stopped, problem
@@ -92,11 +95,17 @@ class Answers:
             self._ledger.settle(topic, rest)
         return None
 
-    def _stopped(self, topic: Topic, error: str) -> Again | None:
-        """Act on the error at which a topic's entries stopped."""
-        if reaction(error)[0] in ("block", "foreign", "isolate"):
+    def refused(self, topic: Topic, error: str) -> Again | None:
+        """Act on the error at which a topic's entries stopped, it alone. Give what to do, if it is the server."""
+        found = reaction(error)
+        unknown = found is UNKNOWN
+        if found[0] in ("block", "foreign", "isolate") or (
+            unknown and self._suspects.proven(topic, self.stats.entries)
+        ):
             self._ledger.block(topic, error)
             return None
+        if unknown:
+            self._ledger.outbox.defer(topic)
         return self._judge(error)
 
 

@@ -14,6 +14,8 @@ from relay.sink.link import Link
 
 TAILS = 200
 """Newest entries asked for together."""
+Piece = tuple[Topic, list[str], list[bytes]]
+"""A topic with ids and bodies to append."""
 
 
 class Healer:
@@ -38,6 +40,11 @@ class Healer:
         self._whole.discard(topic)
         self._position = None
 
+    def again(self, pieces: list[Piece]) -> None:
+        """Redis has taken nothing of these: read them again."""
+        for topic, _, _ in pieces:
+            self.start(topic, topic.last)
+
     def finish(self, topic: Topic) -> None:
         """Redis has all of a topic again."""
         topic.last = topic.acked
@@ -52,7 +59,7 @@ class Healer:
         self.topics.pop(topic, None)
         self._outbox.unpark(topic)
 
-    async def step(self) -> list[tuple[Topic, list[str], list[bytes]]]:
+    async def step(self) -> list[Piece]:
         """Read the next piece: topics with the ids and bodies to append, none twice. It may be empty."""
         await self._ask_tails()
         outbox = self._outbox

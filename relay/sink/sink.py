@@ -18,12 +18,13 @@ from relay.model import Status
 from relay.outbox import Outbox, Topic, order
 from relay.sink.answers import Answers
 from relay.sink.claim import Claim
-from relay.sink.heal import Healer
+from relay.sink.heal import Healer, Piece
 from relay.sink.ledger import PROBE_SECS, Ledger
 from relay.sink.link import CALL_SECS, LinkLost, ReplyError, Server
 from relay.sink.pace import Pace, SinkStats
 from relay.sink.reactions import Again, Fenced, LeaseHeld, Unsupported, reaction
 from relay.sink.sentinel import link_to
+from relay.sink.suspects import Suspects, may_mean_a_topic
 from relay.sink.trim import Keeper
 
 RIGHTS_SECS = 5.0
@@ -98,8 +99,14 @@ class Sink:
             empty=lambda: self._turn("_empty"),
             room=lambda: self._turn("_room"),
         )
+        self._suspects = Suspects()
         self._answers = Answers(
-            claim=self._claim, ledger=self._ledger, healer=self._healer, judge=self._judge, on_event=on_event
+            claim=self._claim,
+            ledger=self._ledger,
+            healer=self._healer,
+            suspects=self._suspects,
+            judge=self._judge,
+            on_event=on_event,
         )
         self._identity: tuple[str, str] | None = None
         self._identity_at = 0.0
@@ -311,7 +318,7 @@ class Sink:
                     await self._ledger.fence([topic for topic in outbox.waiting if not topic.last])
                     break
             else:
-                await self._append(batch)
+                await self._append(self._suspects.chosen(batch))
 
     async def _append(self, batch: list[tuple[Topic, int]]) -> None:
         args = self._call([topic for topic, _ in batch], *self._options)
@@ -325,14 +332,23 @@ class Sink:
         try:
             notes = await self._link.call(*args)
         except ReplyError as error:
-            if reaction(str(error))[0] != "isolate":
+            if not may_mean_a_topic(str(error)):
                 raise
             if len(batch) == 1:
-                self._ledger.block(batch[0][0], str(error))
+                again = self._answers.refused(batch[0][0], str(error))
+                if again is not None:
+                    raise again from None
                 return
             for one in batch:  # one of the topics is not ours to write: only it may stop
                 await self._append([one])
             return
+        except LinkLost:
+            if self._suspects.cut() and len(batch) == 1:
+                topic = batch[0][0]
+                if self._suspects.proven(topic, self.stats.entries):
+                    self._ledger.block(topic, "CUT", "each call that writes it breaks the connection")
+                self.outbox.defer(topic)
+            raise
         self._pace.answered(time.monotonic() - before, entries, self._claim.trip_secs)
         if self.answered is not None:
             self.answered(batch, entries)
@@ -355,25 +371,38 @@ class Sink:
         healer = self._healer
         batch = await healer.step()
         if batch:
-            args = self._call([topic for topic, _, _ in batch], *self._options[:2], 0)
-            for topic, ids, data in batch:
-                args += (topic.last, len(ids), *ids, *data)
-            try:
-                notes = await self._link.call(*args)
-            except ReplyError as error:
-                if reaction(str(error))[0] != "isolate":
-                    raise
-                for topic, _, _ in batch:
-                    self._ledger.block(topic, str(error))
-                return
-            problem = self._answers.healed(batch, notes)
-            self._ledger.tell()
-            if problem is not None:
-                raise problem
+            await self._resend(batch)
         healer.settle()
         if not healer.topics:
             self._event("healed", {"topics": healer.healed, "entries": healer.resent})
             healer.healed = healer.resent = 0
+
+    async def _resend(self, batch: list[Piece]) -> None:
+        args = self._call([topic for topic, _, _ in batch], *self._options[:2], 0)
+        for topic, ids, data in batch:
+            args += (topic.last, len(ids), *ids, *data)
+        try:
+            notes = await self._link.call(*args)
+        except ReplyError as error:
+            if may_mean_a_topic(str(error)) and len(batch) > 1:
+                left = list(batch)
+                try:
+                    while left:
+                        await self._resend([left.pop(0)])
+                finally:
+                    self._healer.again(left)
+                return
+            self._healer.again(batch)  # what was read was not written: it is read again
+            if not may_mean_a_topic(str(error)):
+                raise
+            again = self._answers.refused(batch[0][0], str(error))
+            if again is not None:
+                raise again from None
+            return
+        problem = self._answers.healed(batch, notes)
+        self._ledger.tell()
+        if problem is not None:
+            raise problem
 
     def _hole(self, topic: Topic, status: Status) -> None:
         """A gap event had to be put in: say it, with the event for a copy."""
