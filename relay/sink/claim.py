@@ -18,6 +18,7 @@ from relay.outbox import Topic, order
 from relay.sink.functions import library
 from relay.sink.link import Link, ReplyError
 from relay.sink.reactions import Fenced, LeaseHeld, reaction
+from relay.sink.suspects import may_mean_a_topic
 
 LEASE_MS = 1_500
 RENEW_SECS = LEASE_MS / 3000
@@ -158,16 +159,28 @@ class Claim:
             try:
                 replies = await self.link.call(*command, self.relay, epoch or self.epoch, *may)
             except ReplyError as error:
-                if reaction(str(error))[0] != "isolate":
-                    raise
-                if len(part) == 1:
+                if reaction(str(error))[0] == "isolate" and len(part) == 1:
                     notes.append(Note("ERROR", str(error)))
-                else:  # one of these keys is forbidden: find it
-                    notes += [note for name in part for note in await self.fence([name], *may, epoch=epoch)]
+                elif may_mean_a_topic(str(error)) and len(part) > 1:
+                    notes += await self._one_by_one(part, may, epoch)
+                else:
+                    raise
                 continue
             for reply in replies:
                 kind, _, rest = reply.decode(errors="replace").partition(" ")
                 notes.append(Note(kind, *rest.split(" ")) if kind == "OK" else Note(kind, rest))
+        return notes
+
+    async def _one_by_one(self, names: Sequence[str], may: Sequence[str], epoch: int) -> list[Note]:
+        """Fence each topic by itself: one of their keys is refused. Raises: ReplyError where all of them are."""
+        notes: list[Note] = []
+        for name in names:
+            try:
+                notes += await self.fence([name], *may, epoch=epoch)
+            except ReplyError as error:
+                if not may_mean_a_topic(str(error)) or len(notes) + 1 == len(names) == _errors(notes) + 1:
+                    raise
+                notes.append(Note("ERROR", str(error)))
         return notes
 
     async def lives(self, relay: str) -> bool:
@@ -206,6 +219,10 @@ def _fields(text: bytes | None) -> dict[str, Any]:
         return msgspec.json.decode(text or b"{}", type=dict[str, Any])
     except msgspec.MsgspecError:
         return {}
+
+
+def _errors(notes: Sequence[Note]) -> int:
+    return sum(note.kind == "ERROR" for note in notes)
 
 
 def _who(value: str) -> str:

@@ -185,12 +185,7 @@ class Sink:
                 await self._resume()
             await self._write()
         except LinkLost as error:
-            await self._link.close()
-            if self._stopping:
-                return
-            self._pace.failed("lost")
-            self._enter("lost", {"error": str(error), "waiting": self.outbox.entries(), "server": self._link.where})
-            await self._pause()
+            await self._lost(error)
         except LeaseHeld as error:
             self._event("lease_refused", {"why": str(error)})
             raise
@@ -199,6 +194,14 @@ class Sink:
             raise
         except (ReplyError, Again) as error:
             await self._react(error if isinstance(error, Again) else self._judge(str(error)))
+
+    async def _lost(self, error: LinkLost) -> None:
+        await self._link.close()
+        if self._stopping:
+            return
+        self._pace.failed("lost")
+        self._enter("lost", {"error": str(error), "waiting": self.outbox.entries(), "server": self._link.where})
+        await self._pause()
 
     def _judge(self, reply: str) -> Again:
         what, text = reaction(reply)
@@ -217,7 +220,8 @@ class Sink:
                 return
             except ReplyError as refused:
                 error = self._judge(str(refused))
-            except LinkLost:
+            except LinkLost as lost:
+                await self._lost(lost)
                 return
         self._enter("holding", {"reaction": error.what, "text": error.text, "reply": error.reply})
         if error.what == "trim":
