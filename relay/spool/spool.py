@@ -11,19 +11,17 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Callable, Collection, Mapping
-from itertools import chain
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
-from zlib import crc32
 
 import anyio
 import anyio.to_thread
 
 from relay.errors import SpoolError, SpoolUnusable
 from relay.outbox import Past, Position, order
-from relay.spool.layout import ENTRY, HEAD, MARK, SEED, VERSION, About, entry, file_head, marks, topic
-from relay.spool.segment import SUFFIX, Found, Newer, Segment, is_numbered
+from relay.spool.layout import BATCH, About, Fresh, batch, entries, file_head, marks, topic
+from relay.spool.segment import SUFFIX, Found, Newer, Segment, is_numbered, newest_ms
 
 STATUS = b'{"type":"status"'
 """How a status begins."""
@@ -37,16 +35,6 @@ RESERVE_SHARE = 8
 """Account topics may use this part of `bytes_max` on top of it: their sockets are stopped last."""
 
 
-class TopicLike(Protocol):
-    """What the spool needs of a topic."""
-
-    name: str
-    mark: bytes
-    kind: str
-    provider: str
-    contiguous: bool
-
-
 class Confirmed(Protocol):
     """What Redis is known to have."""
 
@@ -55,7 +43,7 @@ class Confirmed(Protocol):
 
 
 class Spool:
-    """`open`, then `flush` after each batch of `pending`, `tidy` about once a second, `close`.
+    """`open`, then `write` each batch, `tidy` about once a second, `close`.
 
     `on_event(kind, fields)`: spool_damaged, spool_degraded (the disk takes nothing), spool_recovered, spool_full,
     spool_dropped, spool_elsewhere.
@@ -73,8 +61,6 @@ class Spool:
         target: Mapping[str, str] | None = None,
     ) -> None:
         self.folder = folder
-        self.pending: list[tuple[Any, str, bytes]] = []
-        """Topic, id, body: what `flush` writes. Callers append."""
         self.ok = True
         """The disk takes what it is given."""
         self.full = self.brimful = False
@@ -149,8 +135,7 @@ class Spool:
         return found
 
     def close(self) -> None:
-        """Write what is pending, make it safe, let go of the folder."""
-        self.flush()
+        """Make all safe, let go of the folder."""
         self._end()
         for fd in (*self._retired, self._fd):
             if fd >= 0:
@@ -168,41 +153,34 @@ class Spool:
 
     # -- writing -------------------------------------------------------------------------------------------------
 
-    def flush(self) -> bool:
-        """Write what is pending, in one go; False where the disk does not take it: then it stays pending. HOT."""
-        pending = self.pending
-        if not pending:
-            return True
-        if not self.ok and time.monotonic() < self._retry_at:
-            return False
+    @property
+    def resting(self) -> bool:
+        """The disk has just taken nothing: it is tried again a little later."""
+        return not self.ok and time.monotonic() < self._retry_at
+
+    def write(self, groups: Sequence[Fresh]) -> bool:
+        """Write a batch in one go: topics, each once, with what is new; False: the disk does not take it. HOT."""
         try:
             segment = self._current or self._begin()
-            begin, first, last = segment.size, segment.first, segment.last
-            newest = {item[0]: item for item in pending}
-            told = [About(t.name, t.kind, t.provider, t.contiguous) for t in newest if t.name not in first]
-            pack, seed, join = HEAD.pack, SEED[ENTRY], b"".join
-            payloads = [join((about.mark, entry_id.encode(), b" ", body)) for about, entry_id, body in pending]
-            heads = [pack(MARK, VERSION, ENTRY, len(payload), crc32(payload, seed)) for payload in payloads]
-            records = chain.from_iterable(zip(heads, payloads, strict=True))
-            self._put(segment, join(chain(map(topic, told), records)))
+            begin, first = segment.size, segment.first
+            told = [About(t.name, t.kind, t.provider, t.contiguous) for t, _, _ in groups if t.name not in first]
+            data = batch(groups)
+            self._put(segment, b"".join([*map(topic, told), data]) if told else data)
         except OSError as error:
             self._failed(error)
             return False
         for one in told:
             first[one.name] = begin
             segment.about[one.name] = one
-        for about, entry_id, body in newest.values():
-            name = about.name
-            last[name] = entry_id
+        last, tails = segment.last, segment.bodies
+        for about, ids, bodies in groups:
+            name, body = about.name, bodies[-1]
+            last[name] = ids[-1]
             if is_numbered(body):
-                segment.bodies[name] = body
+                tails[name] = body
             elif body.startswith(STATUS):  # the newest before it that carries a number, if any
-                for other, _, earlier in reversed(pending):
-                    if other is about and is_numbered(earlier):
-                        segment.bodies[name] = earlier
-                        break
-        segment.newest_ms = max(segment.newest_ms, int(pending[-1][1].partition("-")[0]))
-        pending.clear()
+                for earlier in filter(is_numbered, bodies):
+                    tails[name] = earlier
         if not self.ok:
             self.ok = True
             self._event("spool_recovered", {"folder": str(self.folder)})
@@ -254,6 +232,7 @@ class Spool:
         """Close the current segment; the next batch begins another."""
         if self._current is not None:
             self._retired.append(self._fd)
+            self._current.newest_ms = newest_ms(self._current.last)
             with contextlib.suppress(OSError):  # without an index the next start reads all of it
                 self._current.write_index()
             self._current, self._fd = None, -1
@@ -288,7 +267,7 @@ class Spool:
     @property
     def newest_ms(self) -> int:
         """Time of the newest entry."""
-        return max((segment.newest_ms for segment in self._segments), default=0)
+        return max((segment.newest_ms or newest_ms(segment.last) for segment in self._segments), default=0)
 
     # -- keeping -------------------------------------------------------------------------------------------------
 
@@ -306,7 +285,7 @@ class Spool:
         self._current.marks |= fresh
 
     def tidy(self, now_ms: int) -> None:
-        """Let go of what is old and confirmed; try a full disk again."""
+        """Let go of what is old and confirmed."""
         current = self._current
         age_secs = self._retention_ms / 1000 / ROTATIONS
         if current is not None and current.first and time.monotonic() - self._begun > max(1.0, age_secs):
@@ -315,8 +294,6 @@ class Spool:
         self._drop(lambda segment: segment.newest_ms < oldest and self._needed(segment) == "no")
         if self.bytes >= self._bytes_max:
             self.make_room()
-        if self.pending:
-            self.flush()
 
     def make_room(self) -> bool:
         """Get below `bytes_max` by letting go of what Redis has; then of what it refuses. Tells whether it is below."""
@@ -376,7 +353,7 @@ class Spool:
     def read(self, position: Position, names: Collection[str]) -> tuple[list[Past], Position, bool]:
         """Read some entries of topics from a position on: the entries, where to go on, whether that is the end.
 
-        What is pending is not among them. Damage is skipped: a hole in the topic's own numbers shows it.
+        Damage is skipped: a hole in the topic's own numbers shows it.
         """
         for segment in self._segments:
             if segment.number < position.segment:
@@ -394,11 +371,11 @@ class Spool:
                 self.damaged += len(parsed.damaged)
                 self._event("spool_damaged", {"places": len(parsed.damaged), "folder": str(segment.path)})
             found = []
-            ends = [record.at for record in parsed.records[1:]] + [parsed.at]
-            for record, end in zip(parsed.records, ends, strict=True):
-                if record.kind == ENTRY:
-                    name, entry_id, body = entry(record.payload)
-                    if name in names:
-                        found.append(Past(name, entry_id, body, Position(segment.number, end)))
+            for record in parsed.records:
+                if record.kind == BATCH:
+                    skip = position.entry if (segment.number, record.at) == position[:2] else 0
+                    for count, (name, entry_id, body) in enumerate(entries(record.payload), 1):
+                        if count > skip and name in names:
+                            found.append(Past(name, entry_id, body, Position(segment.number, record.at, count)))
             return found, Position(segment.number, parsed.at), False
         return [], self.end(), True
