@@ -5,6 +5,7 @@ until all of it has been read back. So memory is bounded whatever Redis does, an
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
+from itertools import chain
 from typing import Protocol
 
 from relay.holes import follows, gap
@@ -13,10 +14,6 @@ from relay.outbox import ENTRY_COST, NOTHING, Outbox, Past, Position, Topic, ord
 
 LOW_BYTES = 64 * 1024
 """A topic with less than this in memory is read back from the spool, up to four times as much."""
-
-
-Group = tuple[Topic, list[str], list[bytes]]
-"""A topic with ids and bodies that the spool does not have, oldest first."""
 
 
 class Store(Protocol):
@@ -29,7 +26,7 @@ class Store(Protocol):
     @property
     def resting(self) -> bool: ...
 
-    def write(self, groups: Sequence[Group]) -> bool: ...
+    def write(self, topics: Sequence[Topic], counts: list[int], ids: list[str], bodies: list[bytes]) -> bool: ...
     def make_room(self) -> bool: ...
     def end(self) -> Position: ...
     def find(self, name: str, after: str) -> Position | None: ...
@@ -143,17 +140,22 @@ class SpooledOutbox(Outbox):
         """Write what the spool does not have; False: the disk does not take it, and it stays as it was. HOT."""
         if self.spool.resting:
             return False
-        groups = []
-        for topic in self._stirred:
-            count = topic.fresh
-            ids = topic.ids
-            if count < len(ids):
-                groups.append((topic, ids[-count:], topic.data[-count:]))
-            elif ids:
-                groups.append((topic, ids, topic.data))
-        if self.late:
-            groups = self._with_late(groups)
-        if groups and not self.spool.write(groups):
+        topics = self._stirred
+        counts: list[int] = []
+        ids: list[str] = []
+        bodies: list[bytes] = []
+        for topic in topics:
+            if topic.fresh < len(topic.ids):
+                counts.append(topic.fresh)
+                ids += topic.ids[-topic.fresh :]
+                bodies += topic.data[-topic.fresh :]
+            else:
+                counts.append(len(topic.ids))
+                ids += topic.ids
+                bodies += topic.data
+        if self.late or 0 in counts:
+            topics, counts, ids, bodies = self._with_late(topics, counts, ids, bodies)
+        if topics and not self.spool.write(topics, counts, ids, bodies):
             return False
         for topic in self._stirred:
             topic.fresh = 0
@@ -161,17 +163,17 @@ class SpooledOutbox(Outbox):
         self.late.clear()
         return True
 
-    def _with_late(self, groups: list[Group]) -> list[Group]:
-        """Put what came for spilled topics behind what they have in memory."""
-        late: dict[Topic, tuple[list[str], list[bytes]]] = {}
-        for topic, entry_id, body in self.late:
-            ids, data = late.setdefault(topic, ([], []))
-            ids.append(entry_id)
-            data.append(body)
-        groups = [
-            (t, ids + late[t][0], data + late.pop(t)[1]) if t in late else (t, ids, data) for t, ids, data in groups
-        ]
-        return groups + [(topic, ids, data) for topic, (ids, data) in late.items()]
+    def _with_late(
+        self, topics: list[Topic], counts: list[int], ids: list[str], bodies: list[bytes]
+    ) -> tuple[list[Topic], list[int], list[str], list[bytes]]:
+        """Put what came for spilled topics behind what they have in memory; leave out who has nothing."""
+        names = [topic for topic, count in zip(topics, counts, strict=True) for _ in range(count)]
+        joined: dict[Topic, list[tuple[str, bytes]]] = {}
+        for topic, entry_id, body in [*zip(names, ids, bodies, strict=True), *self.late]:
+            joined.setdefault(topic, []).append((entry_id, body))
+        entries = list(chain.from_iterable(joined.values()))
+        counts = [len(group) for group in joined.values()]
+        return list(joined), counts, [entry_id for entry_id, _ in entries], [body for _, body in entries]
 
     def begin(self, topic: Topic) -> None:
         """See Outbox."""

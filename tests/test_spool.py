@@ -29,7 +29,8 @@ def spool_in(folder: Path, events: list[tuple[str, dict[str, Any]]] | None = Non
 def put(spool: Spool, topic: Topic, first: int, count: int = 1, ms: int = 1_000) -> None:
     seqs = range(first, first + count)
     topic.seq = seqs[-1]
-    assert spool.write([(topic, [f"{ms}-{seq}" for seq in seqs], [body(topic.name, seq) for seq in seqs])])
+    ids, bodies = [f"{ms}-{seq}" for seq in seqs], [body(topic.name, seq) for seq in seqs]
+    assert spool.write([topic], [count], ids, bodies)
 
 
 def body(name: str, seq: int) -> bytes:
@@ -80,7 +81,7 @@ def test_full_segments_are_known_without_reading_them(tmp_path: Path) -> None:
     for seq in range(1, 201, 10):
         put(first, topic, seq, 10)
     first.acknowledge({"trades.A": "1000-150"})
-    assert first.write([(topic, ["1000-201"], [b'{"type":"status","event":"stale"}'])])
+    assert first.write([topic], [1], ["1000-201"], [b'{"type":"status","event":"stale"}'])
     first.close()
     indexed = spool_in(tmp_path / "s")
     by_index = indexed.open()
@@ -185,7 +186,7 @@ def test_damage_costs_the_batch_that_it_stands_in(tmp_path: Path) -> None:
         begins.append(spool.bytes)
         ids = [f"1000-{seq}" for seq in range(first, first + 10)]
         bodies = [body("x", seq) for seq in range(first, first + 10)]
-        assert spool.write([(a, ids, bodies), (b, ids[:3], bodies[:3])])
+        assert spool.write([a, b], [10, 3], ids + ids[:3], bodies + bodies[:3])
     spool.close()
     data = bytearray((tmp_path / "whole" / "000000000001.spool").read_bytes())
     data[begins[2] - 30] ^= 1
@@ -260,21 +261,22 @@ def test_disk_that_takes_nothing_is_said_and_recovers(tmp_path: Path, monkeypatc
         return real(fd, data[:took])
 
     monkeypatch.setattr(os, "write", write)
-    fourth = (topic, ["1000-4"], [body("trades.A", 4)])
-    assert not spool.write([fourth]) and not spool.ok and spool.resting
+    monkeypatch.setattr(os, "writev", lambda fd, parts: write(fd, b"".join(parts)))
+    fourth = ([topic], [1], ["1000-4"], [body("trades.A", 4)])
+    assert not spool.write(*fourth) and not spool.ok and spool.resting
     assert events[-1] == ("spool_degraded", {"why": "No space left on device", "folder": str(tmp_path / "s")})
     assert [entry_id for entry_id, _ in read_all(spool, "trades.A")] == ["1000-1", "1000-2", "1000-3"]
     monkeypatch.undo()
     monkeypatch.setattr(spool, "_retry_at", 0.0)
-    assert not spool.resting and spool.write([fourth]) and spool.ok and events[-1][0] == "spool_recovered"
+    assert not spool.resting and spool.write(*fourth) and spool.ok and events[-1][0] == "spool_recovered"
     assert [entry_id for entry_id, _ in read_all(spool, "trades.A")][-1] == "1000-4", "half a record was cut off"
     spool.close()
 
 
 def test_always_means_on_disk_before_anything_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-    write, sync = os.write, os.fdatasync
-    monkeypatch.setattr(os, "write", lambda fd, data: calls.append("write") or write(fd, data))
+    write, sync = os.writev, os.fdatasync
+    monkeypatch.setattr(os, "writev", lambda fd, parts: calls.append("write") or write(fd, parts))
     monkeypatch.setattr(os, "fdatasync", lambda fd: calls.append("sync") or sync(fd))
     topic = Topic("trades.A", "trades", "p", 1)
     for fsync, expected in (("always", ["write", "sync"]), ("interval", ["write"]), ("never", ["write"])):
@@ -298,7 +300,7 @@ def test_disk_that_cannot_be_made_safe_is_no_delivery(tmp_path: Path, monkeypatc
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(os, "fdatasync", broken)
-    assert not spool.write([(topic, ["1000-2"], [body("trades.A", 2)])]) and spool.why == "Input/output error"
+    assert not spool.write([topic], [1], ["1000-2"], [body("trades.A", 2)]) and spool.why == "Input/output error"
     monkeypatch.undo()
     assert [entry_id for entry_id, _ in read_all(spool, "trades.A")] == ["1000-1"], "what was not safe was taken back"
     spool.close()

@@ -4,14 +4,15 @@ A segment: 16 bytes of head (mark, version, CRC), then records. A record: mark, 
 kind and payload (`zlib.crc32`), payload. All numbers little-endian. The mark of a record is no UTF-8 and so stands in
 no payload: behind a damaged record the next whole one is found by searching for it.
 
-A batch holds all that one write accepted, topic by topic: a line of JSON that lists name, ids and lengths, then the
-bodies in that order. One CRC serves all of it: for 300 bytes each, a CRC an entry cost more than all else here.
+A batch holds all that one write accepted, topic by topic: a line of JSON (the topics, how many entries each has, then
+the ids and lengths of all entries), then the bodies in that order. One CRC serves all of it: at 300 bytes each, one CRC
+an entry cost more than all else here.
 """
 
 import struct
-from collections.abc import Mapping, Sequence
-from itertools import chain
-from typing import NamedTuple, Protocol
+from collections.abc import Mapping
+from itertools import chain, repeat
+from typing import NamedTuple
 from zlib import crc32
 
 import msgspec
@@ -33,19 +34,8 @@ HEAD_SIZE = HEAD.size
 FILE_HEAD_SIZE = _FILE.size
 
 
-class TopicLike(Protocol):
-    """What the spool needs of a topic."""
-
-    name: str
-    kind: str
-    provider: str
-    contiguous: bool
-
-
-Fresh = tuple[TopicLike, list[str], list[bytes]]
-"""A topic with ids and bodies that are not on disk yet, oldest first."""
 _encode = msgspec.json.Encoder().encode
-_table = msgspec.json.Decoder(list[tuple[str, list[str], list[int]]]).decode
+_table = msgspec.json.Decoder(tuple[list[str], list[int], list[str], list[int]]).decode
 
 
 class About(msgspec.Struct):
@@ -93,21 +83,24 @@ def record(kind: int, payload: bytes) -> bytes:
     return HEAD.pack(MARK, VERSION, kind, len(payload), crc32(payload, SEED[kind])) + payload
 
 
-def batch(groups: Sequence[Fresh]) -> bytes:
-    """Write a BATCH record: topics with their new entries, oldest first. HOT."""
-    table = _encode([(topic.name, ids, [*map(len, bodies)]) for topic, ids, bodies in groups])
-    payload = b"".join([table, b"\n", *chain.from_iterable([bodies for _, _, bodies in groups])])
-    return HEAD.pack(MARK, VERSION, BATCH, len(payload), crc32(payload, SEED[BATCH])) + payload
+def batch(names: list[str], counts: list[int], ids: list[str], bodies: list[bytes]) -> tuple[bytes, bytes, bytes]:
+    """Write a BATCH record, in three parts: for each topic the number of its entries, then all entries, topic by topic
+    and oldest first. HOT."""
+    table = _encode((names, counts, ids, [*map(len, bodies)])) + b"\n"
+    data = b"".join(bodies)
+    crc = crc32(data, crc32(table, SEED[BATCH]))
+    return HEAD.pack(MARK, VERSION, BATCH, len(table) + len(data), crc), table, data
 
 
 def entries(payload: bytes) -> list[tuple[str, str, bytes]]:
     """Read the payload of a BATCH record: topic, id and body of each entry, those of a topic oldest first."""
     at = payload.index(b"\n") + 1
+    names, counts, ids, lengths = _table(memoryview(payload)[:at])
+    topics = chain.from_iterable(map(repeat, names, counts))
     found: list[tuple[str, str, bytes]] = []
-    for name, ids, lengths in _table(memoryview(payload)[:at]):
-        for entry_id, length in zip(ids, lengths, strict=True):
-            found.append((name, entry_id, payload[at : at + length]))
-            at += length
+    for name, entry_id, length in zip(topics, ids, lengths, strict=True):
+        found.append((name, entry_id, payload[at : at + length]))
+        at += length
     return found
 
 

@@ -65,7 +65,7 @@ class Segment:
 
     def write_index(self) -> None:
         """Write the index of a full segment. Raises: OSError."""
-        bodies = {name: body.decode() for name, body in self.bodies.items()}
+        bodies = {name: body.decode() for name, body in self.bodies.items() if is_numbered(body)}
         about = list(self.about.values())
         index = Index(self.size, self.newest_ms, self.first, self.last, about, self.marks, bodies)
         data = msgspec.json.encode(index)
