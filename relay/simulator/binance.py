@@ -11,7 +11,7 @@ exist), `retry_after` (REST answers 429 and names these seconds).
 
 import json
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -44,6 +44,7 @@ class Market:
         self.agg_id = self.trade_id // 2
         self.sides: dict[str, dict[int, int]] = {"b": {}, "a": {}}
         self.changes: deque[tuple[int, str, int, int]] = deque(maxlen=CHANGES_KEPT)
+        self.trades: deque[dict[str, Any]] = deque(maxlen=CHANGES_KEPT)
         self.bars: dict[str, dict[str, Any]] = {}
         self.ended: dict[str, dict[str, Any]] = {}  # interval -> the last bar that is over
         mid = world.walk(symbol, 6_125_058)
@@ -86,6 +87,7 @@ class Market:
         self.trade_id += 1
         self.agg_id += 1
         one = {"t": self.trade_id, "a": self.agg_id, "p": price, "q": size, "m": sold}
+        self.trades.append(one)
         for interval in self.bars:
             self._bar(interval, one, now_ns)
         return one
@@ -125,6 +127,7 @@ class BinanceSide:
         self.first = [name for name in named.split("/") if name]
         self.known = self.combined or parts.path.startswith("/ws")
         self.sent: dict[str, int] = {}  # symbol -> update id that its diffs have reached
+        self.traded: dict[str, int] = {}  # symbol -> trade id that has gone out last
         self.running: dict[tuple[str, str], int] = {}  # (symbol, interval) -> start of the bar that went out last
         self.heard: deque[int] = deque(maxlen=MESSAGES_A_SECOND)
         self.turn = 0
@@ -207,15 +210,19 @@ class BinanceSide:
         symbol = names[self.turn % len(names)]
         market = _market(self.world, symbol)
         market.move()
-        one = market.trade(now_ns)
+        first = market.trade(now_ns)["t"]
+        # another connection may have made trades meanwhile: all see all
+        since = self.traded.get(symbol, first - 1)
+        new = [market.trades[-1]] if since == first - 1 else [one for one in market.trades if one["t"] > since]
+        self.traded[symbol] = first
         out: list[Step] = []
         for stream in self.streams:
             name, _, what = stream.partition("@")
             if name.upper() == symbol:
-                out += [self._wrap(stream, data) for data in self._data(market, what, one, now_ns)]
+                out += [self._wrap(stream, data) for data in self._data(market, what, new, now_ns)]
         return out
 
-    def _data(self, market: Market, what: str, one: Mapping[str, Any], now_ns: int) -> list[dict[str, Any]]:
+    def _data(self, market: Market, what: str, new: Sequence[Mapping[str, Any]], now_ns: int) -> list[dict[str, Any]]:
         symbol, at = market.symbol, self._time(now_ns)
         if what == "bookTicker":
             (bid, bid_size), (ask, ask_size) = market.best("b", 1)[0], market.best("a", 1)[0]
@@ -223,10 +230,13 @@ class BinanceSide:
                      "a": _price(ask), "A": _size(ask_size)}]  # fmt: skip
         if what in ("trade", "aggTrade"):
             key = "t" if what == "trade" else "a"
-            event = {"e": what, "E": at, "s": symbol, key: one[key], "p": _price(one["p"]), "q": _size(one["q"])}
-            if what == "aggTrade":
-                event |= {"f": one["t"], "l": one["t"]}
-            return [event | {"T": at, "m": one["m"], "M": True}]
+            events = []
+            for one in new:
+                event = {"e": what, "E": at, "s": symbol, key: one[key], "p": _price(one["p"]), "q": _size(one["q"])}
+                if what == "aggTrade":
+                    event |= {"f": one["t"], "l": one["t"]}
+                events.append(event | {"T": at, "m": one["m"], "M": True})
+            return events
         if what.startswith("kline_") and what[6:] in _INTERVALS:
             interval = what[6:]
             ended, running = market.bar(interval, now_ns)
@@ -274,6 +284,7 @@ class BinanceSide:
             market.move()
             market.trade(self.opened_ns)
             self.sent[symbol] = market.update_id
+            self.traded[symbol] = market.trade_id
 
     def _wrap(self, stream: str, data: Mapping[str, Any]) -> str:
         # without blanks, as on the wire
