@@ -391,6 +391,10 @@ class Intake:
             source.routes[(cls, seen.raw_symbol, "")] = source.routes[(cls, seen.raw_symbol)] = route
         last = seen.src_seq if seen.delivered else seen.src_seq + 1
         if route.next < 0:
+            if route.lost is not None:  # nobody knows how many came before this one
+                gap = Status(event="gap", reason=_reason(route.lost), from_ns=route.broken_ns or None, to_ns=now_ns)
+                self._in_band(source, route, gap, now_ns)
+                route.lost = route.broken_ns = None
             route.next = seen.src_seq + 1
         elif route.plain_mode == CONTIGUOUS and last > route.next:
             gap = _jump(route, last, now_ns)
