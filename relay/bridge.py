@@ -19,6 +19,7 @@ from relay.config import EMBEDDED, SIMULATED_PREFIX, Config, ProviderConfig, dat
 from relay.embedded import EmbeddedServer
 from relay.errors import RelayError, SessionError
 from relay.feed import Feed, SharedLimits
+from relay.held import Held
 from relay.intake import Intake
 from relay.keeping import Keeping
 from relay.model import Status
@@ -30,6 +31,7 @@ from relay.redaction import Redactor
 from relay.repeats import Repeats
 from relay.retry import Decision
 from relay.saying import Saying
+from relay.shards import Layout, whole_of
 from relay.sink import Sink
 from relay.state_files import StateFiles
 from relay.tidings import TIDINGS
@@ -63,19 +65,24 @@ class Bridge:
         takeover: bool = False,
         clock: Clock | None = None,
         redactor: Redactor | None = None,
+        held: Held | None = None,
     ) -> None:
-        """`redactor`: the log's own, which learns here of the secrets that come at run time."""
+        """`redactor`: the log's own, which learns here of the secrets that come at run time.
+
+        `held`: the servers that a supervisor holds for all its shards.
+        """
         self.redactor = redactor or Redactor(secrets_of(config))
         self.config, self.takeover = config, takeover
         self.event = Repeats(event, time.monotonic)
         self.clock = clock or Clock()
         self.run = self.clock() // 1_000_000
         self.server: EmbeddedServer | None = None
-        self.simulator: Any = None
+        self.held = held
+        self.simulator: Any = held
         self.redis_url = ""
         self.providers: dict[str, ProviderState] = {}
         self.all_simulated = config.all_simulated
-        self._states = StateFiles(Path(config.state_dir) / "providers", event)
+        self._states = StateFiles(config.state_dir, event, whole_of(config))
         self._stop = anyio.Event()
         self.stopping = False
         self.outbox = Outbox(config.outbox.bytes_max, config.outbox.topic_bytes_max)
@@ -101,7 +108,9 @@ class Bridge:
         async with contextlib.AsyncExitStack() as stack:
             if config.http.enabled:
                 self._open_http(stack)
-            if config.redis.url == EMBEDDED:
+            if self.held is not None and self.held.redis_url:
+                self.redis_url = self.held.redis_url
+            elif config.redis.url == EMBEDDED:
                 self.server = EmbeddedServer(Path(data_dir_of(config)), port=config.redis.port)
                 self.redis_url = await self.server.start()
                 stack.push_async_callback(self.server.stop)
@@ -109,7 +118,7 @@ class Bridge:
             else:
                 self.redis_url = config.redis.url
             simulated = [p for p in config.providers.values() if p.options.simulate]
-            if simulated:
+            if simulated and self.held is None:
                 from relay.simulator.server import Simulator
 
                 self.simulator = Simulator(
@@ -151,7 +160,8 @@ class Bridge:
             return False, "stopping"
         if self.sink.state != "flowing":
             return False, f"Redis: {self.sink.state}"
-        if not self.feeds_live()[0]:
+        live, feeds = self.feeds_live()
+        if not live and (feeds or self.config.shard is None):  # a shard to which nothing was dealt is well
             return False, "no feed is live"
         return True, "ready"
 
@@ -172,6 +182,7 @@ class Bridge:
             raise_floor=self.clock.raise_floor,
             on_event=self.sink_event,
             takeover=self.takeover,
+            layout=Layout(config.shard) if config.shard is not None else None,
         )
         self.sink.answered = self.vitals.answered
         self.intake = Intake(names, self.outbox, self.run, merge=config.merge, redactor=self.redactor)
@@ -200,7 +211,7 @@ class Bridge:
             if simulated and not self.all_simulated
             else None,
         )
-        state = ProviderState(section, options, source, shared, SharedLimits(section.spec.limits))
+        state = ProviderState(section, options, source, shared, SharedLimits(section.limits))
         self.providers[name] = state
         for label in state.plans:
             self.add_feed(state, label)

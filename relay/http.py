@@ -6,7 +6,7 @@ points its own name at this machine must not read prices), and it holds no secre
 
 import contextlib
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -40,10 +40,12 @@ class Pages:
     """What is served. Called in the loop, so they must be quick."""
 
     registry: "CollectorRegistry"
-    ready: Callable[[], tuple[bool, str]]
+    ready: Callable[[], tuple[bool, str] | Awaitable[tuple[bool, str]]]
     """Whether it is ready, and one line that says why not."""
-    status: Callable[[Mapping[str, str]], dict[str, Any]]
+    status: Callable[[Mapping[str, str]], dict[str, Any] | Awaitable[dict[str, Any]]]
     """The status document, for the parameters of the query. Raises: ValueError for a wrong one."""
+    scrape: Callable[[], Awaitable[None]] | None = None
+    """Called before the registry is read: gets what is asked of other processes."""
 
 
 class HttpServer:
@@ -133,6 +135,8 @@ def app(pages: Pages, hosts: tuple[str, ...]) -> "Starlette":
         return PlainTextResponse(_INDEX)
 
     async def metrics(request: "Request") -> "Response":
+        if pages.scrape is not None:
+            await pages.scrape()
         encode, kind = choose_encoder(request.headers.get("accept", ""))
         return Response(encode(pages.registry), headers={"content-type": kind})
 
@@ -140,12 +144,14 @@ def app(pages: Pages, hosts: tuple[str, ...]) -> "Starlette":
         return PlainTextResponse("ok\n")
 
     async def readyz(request: "Request") -> "Response":
-        ready, why = pages.ready()
+        found = pages.ready()
+        ready, why = await found if isinstance(found, Awaitable) else found
         return PlainTextResponse("ready\n" if ready else f"{why}\n", status_code=200 if ready else 503)
 
     async def status(request: "Request") -> "Response":
         try:
-            document = pages.status(request.query_params)
+            found = pages.status(request.query_params)
+            document = await found if isinstance(found, Awaitable) else found
         except ValueError as error:
             return PlainTextResponse(f"{error}\n", status_code=400)
         return Response(msgspec.json.encode(document), media_type="application/json")

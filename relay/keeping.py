@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -12,12 +13,12 @@ from urllib.parse import urlsplit
 import anyio
 
 from relay.clock import Clock
-from relay.config import Config
-from relay.config.planned import data_dir_of
+from relay.config import EMBEDDED, Config, data_dir_of, prefix_of
 from relay.errors import SpoolUnusable
 from relay.model import ACCOUNT_CHANNELS, Status
 from relay.outbox import Outbox, Topic
 from relay.providers.base import Options, Subscription
+from relay.shards import mark_of, siblings_of
 from relay.sink import Sink
 from relay.spool import Found, Spool
 from relay.spooled import SpooledOutbox
@@ -57,6 +58,8 @@ class Keeping:
         self._built = False
         self._memory_mb_max = config.memory_mb_max
         self.memory_mb = 0.0
+        self._moved = False
+        """A shard that was dealt other topics, or none, in its last run: only Redis knows where they end."""
         self.tight = False
         """Memory is short: as little as can be is held there."""
         self._sink: Sink | None = None
@@ -65,9 +68,10 @@ class Keeping:
             self.outbox = Outbox(outbox.bytes_max, outbox.topic_bytes_max)
             return
         settings = config.spool
-        where = f"embedded {Path(data_dir_of(config)).resolve()}" if config.redis.url == "embedded" else _where(config)
-        mark = hashlib.sha256(f"{where}\n{prefix}\n{config.name}".encode()).hexdigest()[:8]
-        folder = Path(settings.dir or Path(config.state_dir) / "spool") / f"{config.name}-{mark}"
+        where, folder = _where(config), spool_folder(config)
+        shard = config.shard
+        dealt = {} if shard is None else {"dealt": mark_of(shard)}
+        self._moved = shard is not None and _about(folder).get("dealt") != dealt["dealt"]
         spool = Spool(
             folder,
             segment_bytes=settings.segment_bytes,
@@ -75,7 +79,8 @@ class Keeping:
             bytes_max=settings.bytes_max,
             fsync=settings.fsync,
             on_event=self._event,
-            target={"redis": where, "prefix": prefix, "relay": config.name},
+            target={"redis": where, "prefix": prefix, "relay": config.name} | dealt,
+            beside=() if shard is None else siblings_of(shard),
         )
         try:
             self.found = spool.open()
@@ -90,8 +95,12 @@ class Keeping:
         run = clock() // 1_000_000
         self.outbox = spooled = SpooledOutbox(outbox.bytes_max, outbox.topic_bytes_max, spool, run)
         spooled.hole = self._hole
-        topics = spooled.topics
-        spool.confirmed = lambda name: (topics[name].last, bool(topics[name].blocked)) if name in topics else ("", True)
+        topics, given = spooled.topics, spooled.given
+        spool.confirmed = lambda name: (
+            (topics[name].last, bool(topics[name].blocked))
+            if name in topics
+            else (given.get(name, ""), name not in given)
+        )
         self._recover(spooled)
 
     def _recover(self, outbox: SpooledOutbox) -> None:
@@ -109,7 +118,7 @@ class Keeping:
         self._built = True
         for name, fields in self.early:
             self._told(name, fields)
-        if self.spool is None:
+        if self.spool is None or self._moved:
             await sink.ready.wait()
             return
         age_ms = self._clock() // 1_000_000 - self.newest_ms
@@ -199,6 +208,15 @@ class Keeping:
             self.early.append((name, fields))
 
 
+def _about(folder: Path) -> dict[str, Any]:
+    """Read whose spool a folder holds; nothing where there is none."""
+    try:
+        found = json.loads((folder / "about.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def memory_mb() -> float:
     """Give what this process holds in memory; 0 where the system does not tell."""
     try:
@@ -216,8 +234,16 @@ def give_back() -> None:
         return
 
 
+def spool_folder(config: Config) -> Path:
+    """Give the folder of a relay's spool for its Redis and prefix."""
+    mark = hashlib.sha256(f"{_where(config)}\n{prefix_of(config)}\n{config.name}".encode()).hexdigest()[:8]
+    return Path(config.spool.dir or Path(config.state_dir) / "spool") / f"{config.name}-{mark}"
+
+
 def _where(config: Config) -> str:
     """Name a Redis without its secrets: the same server under another login is the same."""
+    if config.redis.url == EMBEDDED:
+        return f"embedded {Path(data_dir_of(config)).resolve()}"
     target = target_of(config.redis.url)
     if target is not None:
         return target.shown  # of Sentinel the service, not the server that happens to be its primary

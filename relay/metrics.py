@@ -5,14 +5,14 @@ small closed sets: our names of providers and connections, channels, reasons; ne
 """
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from relay import __version__, stats
+from relay import __version__, gathered, stats
 from relay.histogram import Histogram
 from relay.provider_state import ProviderState, Running
 
@@ -128,6 +128,13 @@ PROCESS = {
 """What the client library adds about the process, where the platform tells."""
 
 
+SHARDS = {
+    "relay_shard_up": About(GAUGE, "`--shards` only: 1: the shard's process runs.", ("shard",)),
+    "relay_shard_starts_total": About(COUNTER, "`--shards` only: times the shard was started.", ("shard",)),
+}
+"""What a supervisor adds; all else comes from its shards, labelled `shard`."""
+
+
 class RelayCollector(Collector):
     """Reads a bridge when it is scraped."""
 
@@ -159,10 +166,47 @@ def registry_of(bridge: Running) -> CollectorRegistry:
     return registry
 
 
+class ShardsCollector(Collector):
+    """Gives what the shards' own pages say, and what their supervisor knows of them."""
+
+    def __init__(
+        self, samples: Callable[[], Mapping[str, str]], standings: Callable[[], Sequence[gathered.Standing]]
+    ) -> None:
+        self._samples, self._standings = samples, standings
+
+    def describe(self) -> Iterator[Metric]:
+        """Name the metrics without reading anything."""
+        yield from (_family(name) for name in SHARDS)
+
+    def collect(self) -> Iterator[Metric]:
+        """Read everything now."""
+        page = _Page()
+        for one in self._standings():
+            page.put("relay_shard_up", int(one.state == "up"), str(one.number))
+            page.put("relay_shard_starts_total", one.starts, str(one.number))
+        yield from page.families.values()
+        # the supervisor's own process stands beside them, without a label
+        own = {family.name: family for family in ProcessCollector(registry=None).collect()}
+        for family in gathered.metrics(self._samples()):
+            if family.name in own:
+                family.samples += own.pop(family.name).samples
+            yield family
+        yield from own.values()
+
+
+def shards_registry(
+    samples: Callable[[], Mapping[str, str]], standings: Callable[[], Sequence[gathered.Standing]]
+) -> CollectorRegistry:
+    """Make the registry of a supervisor. `samples`: the metrics of each shard, as it serves them."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(ShardsCollector(samples, standings))
+    return registry
+
+
 def table() -> str:
     """Give the table of README.md."""
     rows = ["| metric | kind | labels | |", "|---|---|---|---|"]
-    for name, about in METRICS.items():
+    for name, about in (METRICS | SHARDS).items():
         kind = _family(name).type
         labels = " ".join(f"`{label}`" for label in about.labels)
         rows.append(f"| `{name}` | {kind} | {labels} | {about.help} |")
@@ -174,7 +218,7 @@ def table() -> str:
 
 
 def _family(name: str) -> Metric:
-    about = METRICS[name]
+    about = METRICS.get(name) or SHARDS[name]
     return about.kind(name.removesuffix("_total"), about.help, labels=about.labels)
 
 

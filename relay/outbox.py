@@ -106,6 +106,7 @@ class Outbox:
         "bytes_max",
         "earlier",
         "full",
+        "given",
         "held",
         "limit",
         "size",
@@ -124,6 +125,8 @@ class Outbox:
         """Topics with entries, blocked ones aside, in the order in which they are served."""
         self.earlier: dict[str, str] = {}
         """Newest entries of earlier runs by topic, known from the first contact with Redis on."""
+        self.given: dict[str, str] = {}
+        """Topics that another relay writes now: the newest entry of ours, which Redis has."""
         self.size = 0
         self.held = 0
         self.limit = bytes_max
@@ -146,6 +149,12 @@ class Outbox:
             if found is not None and (topic.last_id is None or order(found) > order(topic.last_id)):
                 topic.last_id = found
                 topic.before = None  # the spool does not reach as far
+
+    def forget(self, topic: Topic) -> None:
+        """Another relay writes this topic from now on, and Redis has all that we had of it."""
+        self.given[topic.name] = topic.last or topic.last_id or NOTHING
+        self.waiting.pop(topic, None)
+        del self.topics[topic.name]
 
     def add(self, topic: Topic, entry_id: str, body: bytes) -> None:
         """Put one numbered message at the end of its topic. Never refuses: ask `full` and `topic.full` before."""

@@ -15,6 +15,7 @@ from relay.config.structs import Settings
 from relay.errors import ConfigError, Problem
 from relay.model import Status
 from relay.providers.base import Subscription
+from relay.shards import moved
 
 if TYPE_CHECKING:
     from relay.bridge import Bridge
@@ -61,6 +62,9 @@ def compare(old: Config, new: Config, file: str) -> Changes:
     if not problems and (prefix_of(old), data_dir_of(old)) != (prefix_of(new), data_dir_of(new)):
         text = "a relay of simulated providers alone keeps its data apart; adding or taking a live one needs a restart"
         problems.append(Problem(file, 0, 0, "providers", text))
+    if old.shard is not None and new.shard is not None and (names := moved(old.shard.dealt, new.shard.dealt)):
+        text = f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''} would move to another shard, "
+        problems.append(Problem(file, 0, 0, "providers", text + "which needs a restart of all shards"))
     simulated = {p.spec.name for p in old.providers.values() if p.options.simulate}
     for name, provider in new.providers.items():
         if provider.options.simulate and provider.spec.name not in simulated:

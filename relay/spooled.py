@@ -59,6 +59,11 @@ class SpooledOutbox(Outbox):
         self.spilled[topic] = None
         self.waiting[topic] = None
 
+    def forget(self, topic: Topic) -> None:
+        """See Outbox."""
+        super().forget(topic)
+        self.spilled.pop(topic, None)
+
     def add(self, topic: Topic, entry_id: str, body: bytes) -> None:
         """See Outbox: to the spool as well, or alone."""
         if topic.spilled:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -13,12 +13,13 @@ from relay.providers.base import Shared
 class StateFiles:
     """The files of one relay. `event(level, text, **fields)` is told what goes wrong."""
 
-    def __init__(self, folder: Path, event: Callable[..., None]) -> None:
-        self.folder, self._event = folder, event
+    def __init__(self, state_dir: str, event: Callable[..., None], whole: Mapping[str, str] | None = None) -> None:
+        """`whole`: another state folder, for the providers whose state does not belong to this process alone."""
+        self._folder, self._whole, self._event = state_dir, whole or {}, event
         self._saved: dict[str, bytes] = {}
 
     def _path(self, name: str) -> Path:
-        return self.folder / f"{name}.json"
+        return Path(self._whole.get(name, self._folder), "providers", f"{name}.json")
 
     def load(self, name: str, shared: Shared) -> None:
         """Give a provider back what it kept; what cannot be read is said and not used."""

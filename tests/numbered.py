@@ -1,10 +1,15 @@
 """A provider that numbers its messages and goes on whoever listens: Coinbase's protocol, a process of its own.
 
 `python numbered.py PORT RATE PRODUCTS` sends RATE messages a second over PRODUCTS products (P00-USD ...). A product's
+<<<<<<< HEAD
 trade ids follow the clock, so that what a relay has missed is known exactly. Every connection sees the same trades.
 A trade's price is its true number: it goes on where the trade ids begin anew.
 
 Each line on its input is a fault to play from now on (FAULTS, `none`); answered with the connects so far.
+=======
+trade ids follow the clock, so that what a relay has missed is known exactly. Every connection sees the same trades,
+of the products that it asked for.
+>>>>>>> ac4c1b0 (wip)
 """
 
 import asyncio
@@ -124,14 +129,20 @@ async def main(port: int, rate: float, products: int) -> None:
         if market.fault == "storm":
             await connection.close(1013)
         asked: Any = json.loads(await connection.recv())
+        wanted = set(asked.get("product_ids") or market.names)
+        for one in asked["channels"]:
+            if isinstance(one, dict):
+                wanted = set(one.get("product_ids") or wanted)
         channels = [
-            {"name": one["name"] if isinstance(one, dict) else one, "product_ids": market.names}
+            {"name": one["name"] if isinstance(one, dict) else one, "product_ids": sorted(wanted)}
             for one in asked["channels"]
         ]
         await connection.send(json.dumps({"type": "subscriptions", "channels": channels}))
+        ours = [name in wanted for name in market.names]
         sent = market.now()
         for number in range(sent - products, sent):
-            await connection.send(market.message(number).replace('"match"', '"last_match"'))
+            if ours[number % products]:
+                await connection.send(market.message(number).replace('"match"', '"last_match"'))
         opened, bent = time.monotonic(), Bent()
         while True:
             fault = market.fault
@@ -150,7 +161,8 @@ async def main(port: int, rate: float, products: int) -> None:
             if fault == "slow":
                 now = min(now, sent + 1)
             watch = asyncio.get_running_loop().call_later(BEHIND_SECS, connection.transport.abort)
-            for message in bent(fault, [market.message(number) for number in range(sent, now)]):
+            new = [market.message(number) for number in range(sent, now) if ours[number % products]]
+            for message in bent(fault, new):
                 await connection.send(message)
             watch.cancel()
             sent = max(sent, now)

@@ -33,13 +33,16 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
         "helpers over the contract",
         named(
             "config identity outbox routes intake normalizer lifecycle records replay difference holes spooled "
-            "conflation stats"
+            "conflation stats shards gathered held"
         ),
     ),
     ("providers", frozenset()),  # relay.providers.<name>, each for itself
     ("table of providers", named("providers")),
     ("IO", named("client clock dashboard embedded feed systemd http journal log sink state_files spool")),
-    ("whole", named("bridge provider_state vitals metrics overview reload simulator recording player keeping")),
+    (
+        "whole",
+        named("bridge provider_state vitals metrics overview reload simulator recording player keeping supervisor"),
+    ),
     ("cli", named("cli __main__")),
 )
 """Lowest first; a package stands for all that is in it."""

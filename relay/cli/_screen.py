@@ -49,7 +49,10 @@ class Screen:
         rows.append(f"  Redis: {Redactor().text(bridge.redis_url)}" + (" (bundled server)" if bridge.server else ""))
         prefix = bridge.intake.names.prefix
         url = "" if bridge.redis_url == "redis://127.0.0.1:6379" else f" --url {Redactor().text(bridge.redis_url)}"
-        rows.append(f"  look: relay tail{url} '{prefix}quotes.*'")
+        if bridge.held is not None:
+            rows = rows[:1]  # its supervisor has said the rest
+        else:
+            rows.append(f"  look: relay tail{url} '{prefix}quotes.*'")
         for row in rows:
             print(row, file=self._stream, flush=True)
 

@@ -109,6 +109,8 @@ def _above(doc: dict[str, Any], view: View, width: int, height: int | None) -> l
     out += [
         Text(f"blocked  {plain(item['topic'])}: {plain(item['why'])}", "red") for item in doc["outbox"]["blocked"][:2]
     ]
+    if "shards" in doc:
+        out.append(_shards(doc))
     if view.trouble:
         out.append(Text(view.trouble, "reverse"))
     out.append(Text())
@@ -153,6 +155,25 @@ def _second(doc: dict[str, Any]) -> Text:
     if stored["p50"] is not None:
         text.append(f"  stored within {_ms(stored)}")
     text.append(f"  {redis['url']}{' (bundled)' if redis['bundled'] else ''}")
+    return text
+
+
+def _shards(doc: dict[str, Any]) -> Text:
+    """Each shard's number and rate; of one that is not well, what it is."""
+    text = Text(f"shards {len(doc['shards'])} ")
+    for shard in doc["shards"]:
+        text.append(f"  {shard['number']} ", "dim")
+        if shard["state"] != "up":
+            why = f" ({plain(shard['why'])})" if shard.get("why") else ""
+            text.append(f"{shard['state'].upper()}{why}", "red")
+        elif "ready" not in shard:
+            text.append("NO ANSWER", "yellow")
+        else:
+            text.append(
+                f"{_rate(shard['rate'])} msg/s" if shard["ready"] else "NOT READY", "" if shard["ready"] else "red"
+            )
+        if shard["starts"] > 1:
+            text.append(f" ({shard['starts'] - 1} restarts)", "yellow")
     return text
 
 

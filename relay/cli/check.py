@@ -18,11 +18,15 @@ TOPICS_SHOWN_MAX = 40
 
 \b
   relay check
+  relay check --shards 4       (which topics go where)
   relay check -c /etc/relay/relay.yaml --json | jq -r '.topics[].name'""",
 )
 @click.option("-c", "--config", default="relay.yaml", show_default=True, type=click.Path(), help="`-`: standard input.")
+@click.option(
+    "--shards", type=click.IntRange(1, 64), metavar="N", help="Also show how N shards would share the topics."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, errors too.")
-def command(config: str, as_json: bool) -> None:
+def command(config: str, shards: int | None, as_json: bool) -> None:
     """Show what a relay.yaml would run, or every error in it.
 
     Variables and secret files are read as `relay run` would read them; no secret is printed. Exit code 0, or 78 when
@@ -34,10 +38,14 @@ def command(config: str, as_json: bool) -> None:
 
     try:
         loaded = load_config(config) if as_json else read_config(config)
+        parts = _dealt(loaded, shards, config) if shards else None
     except ConfigError as error:
-        click.echo(_json({"ok": False, "errors": [_problem(p) for p in error.problems]}))
+        if as_json:
+            click.echo(_json({"ok": False, "errors": [_problem(p) for p in error.problems]}))
+        else:
+            click.echo(str(error), err=True)
         sys.exit(error.exit_code)
-    found = describe(loaded)
+    found = describe(loaded) | (parts or {})
     if as_json:
         click.echo(_json(found))
         return
@@ -99,6 +107,19 @@ def describe(config: "Config") -> dict[str, Any]:
     }
 
 
+def _dealt(config: "Config", count: int, file: str) -> dict[str, Any]:
+    """Tell which topics each shard gets. Raises: ConfigError where the configuration cannot be parted so."""
+    from relay.shards import deal, name_of, sharded, topics_by_shard
+
+    dealt = deal(config, count)
+    shards = []
+    for number, topics in enumerate(topics_by_shard(config, dealt), 1):
+        part = sharded(config, number, count, file)
+        links = {name: len(provider.connections) for name, provider in part.providers.items()}
+        shards.append({"name": name_of(config.name, number), "connections": links, "topics": [t.name for t in topics]})
+    return {"shards": shards, "together": dict(dealt.together)}
+
+
 def _url(provider: "ProviderConfig", subscriptions: Any) -> str:
     """The address that a connection would open, without its query; asked of the provider, which is pure."""
     from relay.config import shown_url
@@ -133,6 +154,9 @@ def _lines(file: str, found: dict[str, Any]) -> list[str]:
         for link in provider["connections"]:
             channels = ", ".join(f"{channel} {count}" for channel, count in link["channels"].items())
             out.append(f"  connection {link['label']} to {link['url']}: {channels}")
+    if "shards" in found:
+        out += ["", *_shard_lines(found)]
+        return out
     topics = found["topics"]
     width = min(48, max(len(t["name"]) for t in topics))
     out += ["", f"{len(topics)} topics"]
@@ -141,6 +165,23 @@ def _lines(file: str, found: dict[str, Any]) -> list[str]:
         out.append(f"  {topic['name']:{width}}  {source}".rstrip())
     if len(topics) > TOPICS_SHOWN_MAX:
         out.append(f"  ... and {len(topics) - TOPICS_SHOWN_MAX} more; --json lists all")
+    return out
+
+
+def _shard_lines(found: dict[str, Any]) -> list[str]:
+    count = len(found["shards"])
+    own = 2  # status and dead letters
+    total, plural = len(found["topics"]) - own, "s" if count > 1 else ""
+    out = [f"{total} topics over {count} shard{plural}, besides status and dead letters of each"]
+    for name, why in found["together"].items():
+        out.append(f"{name}: all on one shard, {why}")
+    for shard in found["shards"]:
+        links = ", ".join(f"{name} {number}" for name, number in shard["connections"].items())
+        total = len(shard["topics"])
+        out += ["", f"{shard['name']}: {total} topic{'' if total == 1 else 's'}; connections: {links or 'none'}"]
+        out += [f"  {name}" for name in shard["topics"][:TOPICS_SHOWN_MAX]]
+        if total > TOPICS_SHOWN_MAX:
+            out.append(f"  ... and {total - TOPICS_SHOWN_MAX} more; --json lists all")
     return out
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from relay.bridge import Bridge
     from relay.config import Config
+    from relay.held import Held
     from relay.systemd import Notifier
 
 STATUS_SECS = 5.0
@@ -27,14 +28,26 @@ STATUS_SECS = 5.0
   relay run -c relay.yaml
   relay run -c relay.yaml --log-format json
   relay run -c relay.yaml --record recordings
+  relay run --shards 4         (four processes on this host)
+  relay run --shard 2/4        (the second of four, on a host of its own)
   relay tail 'quotes.*'        (in another terminal)""",
 )
 @click.option("-c", "--config", default="relay.yaml", show_default=True, type=click.Path(dir_okay=False))
 @click.option("--record", metavar="DIR", type=click.Path(file_okay=False), help="Record every frame in this folder.")
+@click.option("--shards", type=click.IntRange(1, 64), metavar="N", help="Deal the topics over N processes here.")
+@click.option("--shard", metavar="K/N", help="Run the Kth of N parts, the others run elsewhere.")
 @click.option("--takeover", is_flag=True, help="Take the name's lease from a relay that still holds it.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="Default: from the config.")
 @click.option("--log-format", type=click.Choice(["auto", "text", "json"]), help="Default: from the config.")
-def command(config: str, record: str | None, takeover: bool, log_level: str | None, log_format: str | None) -> None:
+def command(
+    config: str,
+    record: str | None,
+    shards: int | None,
+    shard: str | None,
+    takeover: bool,
+    log_level: str | None,
+    log_format: str | None,
+) -> None:
     """Run the relay until Ctrl-C or SIGTERM.
 
     It starts with a correct config even when Redis or every provider is down, says so, and comes up when they do.
@@ -43,16 +56,35 @@ def command(config: str, record: str | None, takeover: bool, log_level: str | No
     1 for anything else that ends it, with one line that says why.
     """
     from relay.cli._common import fail, read_config
-    from relay.errors import RelayError
+    from relay.errors import ConfigError, RelayError
+
+    if shards is not None and shard is not None:
+        raise click.UsageError("--shards starts all shards on this host, --shard is one of them: give one of the two")
+    place, held = _place(shard)
 
     def recording(loaded: "Config") -> "Config":
-        if not record:
-            return loaded
         import msgspec
 
-        return msgspec.structs.replace(loaded, journal=msgspec.structs.replace(loaded.journal, dir=record))
+        if record:
+            loaded = msgspec.structs.replace(loaded, journal=msgspec.structs.replace(loaded.journal, dir=record))
+        if place is not None:
+            from relay.cli._shards import part
 
-    loaded = recording(read_config(config))
+            loaded = part(loaded, *place, held, config)
+        return loaded
+
+    loaded = read_config(config)
+    if shards is not None:
+        from relay.cli._shards import run_supervised
+
+        more = [*(["--record", record] if record else []), *(["--takeover"] if takeover else [])]
+        run_supervised(loaded, config, shards, more, log_level, log_format)
+        return
+    try:
+        loaded = recording(loaded)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(ConfigError.exit_code) from None
     import anyio
 
     try:
@@ -63,10 +95,24 @@ def command(config: str, record: str | None, takeover: bool, log_level: str | No
         options = {"loop_factory": uvloop.new_event_loop}
     try:
         anyio.run(
-            _run, loaded, config, recording, takeover, log_level, log_format, backend="asyncio", backend_options=options
-        )
+            _run, loaded, config, recording, takeover, log_level, log_format, held,
+            backend="asyncio", backend_options=options,
+        )  # fmt: skip
     except RelayError as error:
         fail(str(error))
+
+
+def _place(shard: str | None) -> "tuple[tuple[int, int] | None, Held | None]":
+    """Read which shard this is, and what its supervisor holds, if it has one."""
+    if shard is None:
+        return None, None
+    from relay.cli._shards import held
+    from relay.shards import parse
+
+    try:
+        return parse(shard), held()
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--shard") from None
 
 
 async def _run(
@@ -76,6 +122,7 @@ async def _run(
     takeover: bool,
     level: str | None,
     form: str | None,
+    held: "Held | None",
 ) -> None:
     import anyio
 
@@ -104,7 +151,7 @@ async def _run(
     for warning in config.warnings:
         event("warning", str(warning))
     notifier = Notifier()
-    bridge = Bridge(config, event, takeover=takeover, redactor=redactor)
+    bridge = Bridge(config, event, takeover=takeover, redactor=redactor, held=held)
     async with bridge.started():
         screen.banner(bridge)
         async with anyio.create_task_group() as tasks:

@@ -12,6 +12,7 @@ from relay.config.planned import SIMULATED_PREFIX, PlannedTopic, data_dir_of, na
 from relay.config.structs import (
     EMBEDDED,
     Config,
+    Dealt,
     HttpConfig,
     JournalConfig,
     LogConfig,
@@ -19,6 +20,7 @@ from relay.config.structs import (
     ProviderConfig,
     RedisConfig,
     Settings,
+    Shard,
     SimulatorConfig,
     SpoolConfig,
 )
@@ -28,6 +30,7 @@ __all__ = [
     "EMBEDDED",
     "SIMULATED_PREFIX",
     "Config",
+    "Dealt",
     "HttpConfig",
     "JournalConfig",
     "LogConfig",
@@ -36,6 +39,7 @@ __all__ = [
     "ProviderConfig",
     "RedisConfig",
     "Settings",
+    "Shard",
     "SimulatorConfig",
     "SpoolConfig",
     "data_dir_of",

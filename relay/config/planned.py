@@ -55,7 +55,8 @@ def data_dir_of(config: Config) -> str:
     """Give the folder of the embedded server's data; made-up prices have one of their own."""
     if config.redis.data_dir:
         return posixpath.join(config.redis.data_dir, "sim") if config.all_simulated else config.redis.data_dir
-    return posixpath.join(config.state_dir, "sim" if config.all_simulated else "redis")
+    state_dir = config.shard.state_dir if config.shard is not None else config.state_dir
+    return posixpath.join(state_dir, "sim" if config.all_simulated else "redis")
 
 
 def topics_of(config: Config) -> list[PlannedTopic]:

@@ -4,6 +4,7 @@
 documentation, its type and Meta its check; `values.py` reads any of them.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -11,7 +12,7 @@ from msgspec import Meta, Struct
 
 from relay.config.addresses import shown_url
 from relay.errors import Problem
-from relay.providers.base import Options, Planned, ProviderSpec, Subscription
+from relay.providers.base import Limits, Options, Planned, ProviderSpec, Subscription
 from relay.secrecy import Redacted, Secret
 
 NAME_PATTERN = r"^[a-z0-9_-]{1,32}$"
@@ -186,6 +187,13 @@ class ProviderConfig:
     connections: list[Planned]
     line: int
     """Line of the section in the file."""
+    sharers: int = 1
+    """Processes over which its subscriptions may be dealt: each gets that part of the limits."""
+
+    @property
+    def limits(self) -> Limits:
+        """What the sessions of this process may use of what the provider allows."""
+        return self.spec.limits.divided(self.sharers)
 
     @property
     def account(self) -> str:
@@ -193,13 +201,48 @@ class ProviderConfig:
         return getattr(self.options, "account", "") or "main"
 
 
+@dataclass(frozen=True)
+class Dealt:
+    """Which of `count` shards writes which topic (relay.shards). Shards are counted from 1."""
+
+    count: int
+    homes: Mapping[str, int]
+    """Topic to shard."""
+    patterns: Mapping[str, int]
+    """The topics of a pattern, by their template (`trades.{symbol}`), to shard."""
+    parts: tuple[Mapping[str, tuple[Subscription, ...]], ...]
+    """For each shard: provider to what is subscribed to there."""
+    together: Mapping[str, str]
+    """Providers of which one shard holds all, and why."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Which part of a whole configuration a Config is."""
+
+    number: int
+    name: str
+    """The whole relay's name."""
+    state_dir: str
+    """The whole relay's folder."""
+    all_simulated: bool
+    """Of the whole relay."""
+    dealt: Dealt
+
+
 class Config(Settings, frozen=True, kw_only=True):
-    """A correct configuration. `warnings`: what works and should still be looked at, in file order."""
+    """A correct configuration. `warnings`: what works and should still be looked at, in file order.
+
+    `shard`: None where this is the whole.
+    """
 
     providers: dict[str, ProviderConfig] = {}
     warnings: list[Problem] = []
+    shard: Shard | None = None
 
     @property
     def all_simulated(self) -> bool:
-        """Whether nothing here is live."""
+        """Whether nothing here is live, nor in any other shard."""
+        if self.shard is not None:
+            return self.shard.all_simulated
         return bool(self.providers) and all(p.options.simulate for p in self.providers.values())

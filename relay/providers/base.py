@@ -131,6 +131,23 @@ class Limits:
     connections_max: int | None = None
     """Connections at one time a key; more is a config error, and make-before-break needs a second one."""
 
+    def divided(self, parts: int) -> "Limits":
+        """Give what one of so many processes may use, which cannot count together: all of them stay within these."""
+
+        def part(window: tuple[int, float] | None) -> tuple[int, float] | None:
+            if window is None or parts == 1:
+                return window
+            count, secs = window
+            return (count // parts, secs) if count >= parts else (1, secs * parts / count)
+
+        most = self.connections_max
+        return Limits(
+            part(self.connects),
+            part(self.subscribes),
+            part(self.requests),
+            None if most is None else max(1, most // parts),
+        )
+
 
 @dataclass(frozen=True)
 class Identity:
@@ -426,6 +443,8 @@ class ProviderSpec:
     limits: Limits = field(default_factory=Limits)
     patterns: bool = False
     """Subscriptions may end with `*`."""
+    together: Callable[[Any], str] = lambda options: ""
+    """Why one process must hold all sessions of a section, whatever the limits allow; empty: several may share it."""
     key_url: str = ""
     """Where a person gets a key; empty: no key needed."""
     examples: tuple[str, ...] = ()

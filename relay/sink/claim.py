@@ -131,12 +131,15 @@ class Claim:
 
     # epoch and fence
 
-    async def begin(self, names: Sequence[str]) -> dict[str, str]:
-        """Take a new epoch and fence the topics of earlier runs and `names`. Give the newest entry of each."""
+    async def begin(self, names: Sequence[str], *may: str) -> dict[str, str]:
+        """Take a new epoch and fence the topics of earlier runs and `names`. Give the newest entry of each.
+
+        `may`: relays whose topics may be taken.
+        """
         epoch = int(await self.link.call("INCR", self.epoch_key))
         names = list(dict.fromkeys([*await self.ours(), *names]))
         while True:
-            notes = await self.fence(names, epoch=epoch)
+            notes = await self.fence(names, *may, epoch=epoch)
             newer = [int(note.last) for note in notes if note.kind == "FENCED"]
             if not newer:
                 self.epoch = epoch
@@ -189,14 +192,31 @@ class Claim:
 
     # relay:topics
 
+    async def listed(self) -> dict[str, dict[str, Any]]:
+        """All topics in the list: kind, provider and the relay that wrote each last."""
+        listed = await self.link.call("HGETALL", self.topics_key)
+        return {
+            name.decode(errors="replace"): _fields(text)
+            for name, text in zip(listed[::2], listed[1::2], strict=True)
+        }  # fmt: skip
+
     async def ours(self) -> list[str]:
         """Names of the topics that this relay has written, now or in earlier runs."""
-        listed = await self.link.call("HGETALL", self.topics_key)
-        ours = []
-        for name, text in zip(listed[::2], listed[1::2], strict=True):
-            if _fields(text).get("relay") == self.relay:
-                ours.append(name.decode(errors="replace"))
-        return ours
+        return [name for name, about in (await self.listed()).items() if about.get("relay") == self.relay]
+
+    async def written(self, name: str) -> tuple[str, str]:
+        """Give a topic's owner and newest entry by its writer key; empty text and `0-0` where there is none."""
+        owner, last = await self.link.call("HMGET", self.writer(name), "owner", "last")
+        return (owner or b"").decode(errors="replace"), (last or b"0-0").decode()
+
+    async def give(self, names: Sequence[str], to: str) -> None:
+        """Make another relay the owner of topics, where they are ours; it fences them when it wants to write."""
+        for start in range(0, len(names), FENCE_MAX):
+            part = names[start : start + FENCE_MAX]
+            keys = [key for name in part for key in (name, self.writer(name))]
+            # epoch 0: below any that the new owner has or takes
+            command = ("FCALL", self._fence_name, 1 + len(keys), self.epoch_key, *keys, to, 0, self.relay)
+            await self.link.call(*command)
 
     async def register(self, topics: Sequence[Topic]) -> None:
         """Note topics in relay:topics, so that readers need not SCAN. `first_seen` stays what it was."""

@@ -26,6 +26,7 @@ class Ledger:
         healer: Healer,
         pace: Pace,
         takeover: bool,
+        is_sibling: Callable[[str], bool],
         raise_floor: Callable[[int], None],
         on_event: Callable[[str, dict[str, Any]], None],
         empty: Callable[[], None],
@@ -33,6 +34,7 @@ class Ledger:
     ) -> None:
         self.outbox, self._claim, self._healer, self._pace, self.stats = outbox, claim, healer, pace, pace.stats
         self._takeover, self._raise_floor, self._event = takeover, raise_floor, on_event
+        self._is_sibling = is_sibling
         self._empty, self._room = empty, room
         self._lost: list[str] = []  # what there is to tell once all topics have been looked at
         self._confirmed = 0
@@ -59,7 +61,7 @@ class Ledger:
                 self.block(topic, note.last)
         for owner, theirs in owned.items():
             lives = await self._claim.lives(owner)
-            if self._takeover and not lives and owner not in may:
+            if (self._takeover or self._is_sibling(owner)) and not lives and owner not in may:
                 names = [topic.name for topic in theirs[:10]]
                 self._event("topics_taken", {"owner": owner, "topics": len(theirs), "names": names})
                 await self.fence(theirs, owner)

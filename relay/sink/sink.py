@@ -21,6 +21,7 @@ from relay.sink.claim import Claim
 from relay.sink.heal import Healer, Piece
 from relay.sink.ledger import PROBE_SECS, Ledger
 from relay.sink.link import CALL_SECS, LinkLost, ReplyError, Server
+from relay.sink.moves import LayoutLike, Moves
 from relay.sink.pace import Pace, SinkStats
 from relay.sink.reactions import Again, Fenced, LeaseHeld, Unsupported, reaction
 from relay.sink.sentinel import link_to
@@ -42,6 +43,7 @@ class Sink:
 
     `relay`: the name that owns topics. `prefix`: before the relay's own keys (`relay:epoch` ...), the same that the
     topics carry. `run`: ms of this start. `raise_floor`: called with a ms below which no new entry may be stamped.
+    `layout`: of a shard: how topics are dealt, so that they can change hands between shards.
     `on_event(kind, fields)`: connected, lost, holding (Redis is up and takes nothing), recovered, lease_refused,
     fenced, stopped; of topics owned, topic_blocked, topic_unblocked, topics_taken, foreign_entries, restamped,
     stream_gone, unpublished; of entries confirmed (the reply was lost), redis_lost, oom_trimmed, streams_trimmed.
@@ -59,6 +61,7 @@ class Sink:
         raise_floor: Callable[[int], None],
         on_event: Callable[[str, dict[str, Any]], None],
         takeover: bool = False,
+        layout: LayoutLike | None = None,
         call_secs: float = CALL_SECS,
     ) -> None:
         self.outbox = outbox
@@ -88,12 +91,14 @@ class Sink:
         self._pace = Pace(self.stats)
         self._said: tuple[str, Any] = ("", None)
         self._healer = Healer(self._link, outbox, run, self._hole)
+        self._moves = Moves(self._claim, outbox, layout) if layout is not None else None
         self._ledger = Ledger(
             outbox=outbox,
             claim=self._claim,
             healer=self._healer,
             pace=self._pace,
             takeover=takeover,
+            is_sibling=layout.is_sibling if layout is not None else lambda owner: False,
             raise_floor=raise_floor,
             on_event=on_event,
             empty=lambda: self._turn("_empty"),
@@ -272,7 +277,10 @@ class Sink:
             await claim.load()
             if not await claim.acquire(takeover=self._takeover, stopping=lambda: self._stopping):
                 return
-            outbox.know(await claim.begin(list(outbox.topics)))
+            names, may = await self._moves.prepare() if self._moves is not None else ([], [])
+            outbox.know(await claim.begin([*outbox.topics, *names], *may))
+            if self._moves is not None:
+                await self._moves.learn()
             newest = max((order(last)[0] for last in outbox.earlier.values()), default=0)
             if newest:
                 self._raise_floor(newest + 1)
@@ -280,6 +288,9 @@ class Sink:
             await claim.renew()
             self.stats.refences += 1
         await self._verify([topic for topic in outbox.topics.values() if topic.blocked != "foreign"])
+        if self._moves is not None and self._moves.leaving:
+            outbox.refill()  # finds out of what nothing waits
+            await self._moves.hand_over()
         self._resumed = True
         self.ready.set()
 
@@ -427,6 +438,8 @@ class Sink:
         if now >= self._ledger.probe_at:
             self._ledger.probe_at = now + PROBE_SECS
             await self._ledger.fence([topic for topic in self.outbox.blocked() if topic.blocked != "foreign"])
+        if self._moves is not None and self._moves.leaving:
+            await self._moves.hand_over()
         trimmed, size = await self._keeper.keep(now)
         self.stats.trimmed += trimmed
         if size:

@@ -70,7 +70,9 @@ class Spool:
         fsync: str = "interval",
         on_event: Callable[[str, dict[str, Any]], None] = lambda kind, fields: None,
         target: Mapping[str, str] | None = None,
+        beside: Collection[str] = (),
     ) -> None:
+        """`beside`: relays whose folders may stand beside this one without a word."""
         self.folder = folder
         self.ok = True
         """The disk takes what it is given."""
@@ -81,7 +83,7 @@ class Spool:
         self.why = ""
         self._segment_bytes, self._bytes_max, self._fsync = segment_bytes, bytes_max, fsync
         self._retention_ms = int(retention_secs * 1000)
-        self._event, self._target = on_event, dict(target or {})
+        self._event, self._target, self._beside = on_event, dict(target or {}), beside
         self._segments: list[Segment] = []
         self._current: Segment | None = None
         self._fd = -1
@@ -140,9 +142,10 @@ class Spool:
         self.damaged = found.damaged
         if found.damaged:
             self._event("spool_damaged", {"places": found.damaged, "folder": str(self.folder)})
-        others = [path.parent.name for path in self.folder.parent.glob(f"*/*{SUFFIX}") if path.parent != self.folder]
+        folders = {path.parent for path in self.folder.parent.glob(f"*/*{SUFFIX}")} - {self.folder}
+        others = sorted(folder.name for folder in folders if folder.name.rpartition("-")[0] not in self._beside)
         if others:
-            self._event("spool_elsewhere", {"folders": sorted(set(others))[:5]})
+            self._event("spool_elsewhere", {"folders": others[:5]})
         return found
 
     def close(self) -> None:

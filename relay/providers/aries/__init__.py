@@ -36,6 +36,7 @@ SPEC = ProviderSpec(
     shared=AriesShared,
     plan=plan,
     subscribed=subscribed,
+    together=lambda options: "its refresh token changes at each use" if options.client_id else "",
     policy=Policy(first_secs=1.0, cap_secs=30.0),
     limits=Limits(subscribes=(5, 1.0)),
     key_url="https://app.aries.com",
