@@ -5,8 +5,8 @@
 -- Writer key of a topic: a hash with owner (the relay's name), epoch (rises with every start), last (entry id), and in
 -- a topic of books snapshot: the id of the last whole book, where a late reader begins.
 
--- relay_append: KEYS stream, writer key, ... ARGV owner, epoch, maxlen, retention ms, publish (1 or 0), then for each
--- topic: id of the entry before, count, the ids, the bodies.
+-- relay_append: KEYS stream, writer key, ... ARGV owner, epoch, maxlen, retention ms, publish (0: no, 1: PUBLISH,
+-- 2: SPUBLISH, in a cluster), then for each topic: id of the entry before, count, the ids, the bodies.
 -- Gives only what went otherwise than well, one text each, led by the topic's number from 0:
 --   FENCED <epoch>         a newer relay of this name writes here; nothing written
 --   OWNED <name>           the topic belongs to another relay; nothing written
@@ -21,7 +21,8 @@ local function append(keys, args)
   local pcall = redis.pcall
   local byte, sub = string.byte, string.sub
   local owner, epoch, maxlen = args[1], tonumber(args[2]), args[3]
-  local retention, publish = tonumber(args[4]), args[5] == '1'
+  local retention, publish = tonumber(args[4]), args[5] ~= '0'
+  local telling = args[5] == '2' and 'SPUBLISH' or 'PUBLISH'
   local notes = {}
   local at = 6
   for k = 1, #keys, 2 do
@@ -72,7 +73,7 @@ local function append(keys, args)
           snapshot = id
         end
         if loud then
-          local heard = pcall('PUBLISH', stream, body)
+          local heard = pcall(telling, stream, body)
           if type(heard) == 'table' and heard.err then
             loud = false
             notes[#notes + 1] = number .. ' UNPUBLISHED ' .. heard.err
@@ -104,6 +105,7 @@ local function append(keys, args)
 end
 
 -- relay_fence: KEYS epoch key, then stream, writer key, ... ARGV owner, epoch, names of relays whose topics may be taken.
+-- In a cluster the epoch key lies in another slot than a topic's and comes in a call of its own.
 -- Gives one text a topic:
 --   OK <last> <top>   the topic is ours; last: last entry by the writer key, top: by the stream (0-0: none)
 --   FENCED <epoch>    a newer relay of this name writes here
@@ -115,11 +117,12 @@ local function fence(keys, args)
   for i = 3, #args do
     may[args[i]] = true
   end
-  if tonumber(redis.call('GET', keys[1]) or '0') < epoch then
+  local led = #keys % 2
+  if led == 1 and tonumber(redis.call('GET', keys[1]) or '0') < epoch then
     redis.call('SET', keys[1], args[2])
   end
   local notes = {}
-  for k = 2, #keys, 2 do
+  for k = 1 + led, #keys, 2 do
     local stream, writer = keys[k], keys[k + 1]
     local state = redis.pcall('HMGET', writer, 'owner', 'epoch', 'last')
     local note

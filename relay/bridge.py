@@ -32,7 +32,7 @@ from relay.repeats import Repeats
 from relay.retry import Decision
 from relay.saying import Saying
 from relay.shards import Layout, whole_of
-from relay.sink import Sink
+from relay.sink import Sink, sink_to
 from relay.state_files import StateFiles
 from relay.tidings import TIDINGS
 from relay.topics import Topics
@@ -172,7 +172,7 @@ class Bridge:
         self.keeping = Keeping(config, self.clock, prefix, self.event, self.sink_event)
         self.run = self.clock() // 1_000_000
         self.outbox = self.keeping.outbox
-        self.sink = Sink(
+        self.sink = sink_to(
             url=self.redis_url,
             settings=config.redis,
             outbox=self.outbox,

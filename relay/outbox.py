@@ -23,11 +23,10 @@ NOTHING = "0-0"
 
 
 class Position(NamedTuple):
-    """A place in the spool: number of a segment, bytes into it, entries into the batch that stands there."""
+    """A place in the spool: number of a segment, bytes into it."""
 
     segment: int
     offset: int
-    entry: int = 0
 
 
 def order(entry_id: str) -> tuple[int, int]:
@@ -57,13 +56,12 @@ class Topic:
     must refuse what comes for it. `last_id`: the newest entry of an earlier run, where there is one; `before`: the
     body of the newest of these that carries a provider's number.
     `spilled`: more waits in the spool, behind `ids`: `behind` entries, to be read from `cursor` on, above the id
-    `after`; `tail`: the body of the entry `after`, where it is known. `fresh`: so many of the newest in memory are not
-    in the spool yet (not more than there are).
+    `after`; `tail`: the body of the entry `after`, where it is known.
     """
 
     __slots__ = (
-        "acked", "after", "away", "before", "behind", "blocked", "contiguous", "cursor", "data", "fresh", "full", "ids",
-        "kind", "last", "last_id", "limit", "name", "parked", "provider", "seq", "size", "spilled", "tail",
+        "acked", "after", "away", "before", "behind", "blocked", "contiguous", "cursor", "data", "full", "ids", "kind",
+        "last", "last_id", "limit", "mark", "name", "parked", "provider", "seq", "size", "spilled", "tail",
     )  # fmt: skip
 
     def __init__(self, name: str, kind: str, provider: str, limit: int) -> None:
@@ -79,7 +77,7 @@ class Topic:
         self.blocked = ""
         self.parked = self.away = False  # away: parked or blocked
         self.contiguous = False
-        self.fresh = 0
+        self.mark = name.encode() + b"\0"
         self.spilled = False
         self.behind = 0
         self.cursor: Position | None = None
@@ -103,6 +101,7 @@ class Outbox:
     __slots__ = (
         "_over",
         "_wide",
+        "busy",
         "bytes_max",
         "earlier",
         "full",
@@ -131,6 +130,8 @@ class Outbox:
         self.held = 0
         self.limit = bytes_max
         self.full = False
+        self.busy: set[Topic] = set()
+        """Topics of which something is in flight, where more than one call can be: their entries stay in memory."""
         self._over: set[Topic] = set()
 
     def topic(self, name: str, kind: str, provider: str) -> Topic:
@@ -169,14 +170,15 @@ class Outbox:
         if size > topic.limit or total > self.limit:
             self._bound(topic, cost)
 
-    def take(self, entries_max: int, bytes_max: int) -> list[tuple[Topic, int]]:
+    def take(self, entries_max: int, bytes_max: int, among: Iterable[Topic] | None = None) -> list[tuple[Topic, int]]:
         """Choose the next call: topics with the number of entries from their heads, at least one entry if any waits.
 
-        Bounds hold but for a single entry that is larger alone. Nothing is removed: `done` does that.
+        `among`: those of `waiting` that it may be; all by default. Bounds hold but for a single entry that is larger
+        alone. Nothing is removed: `done` does that.
         """
         batch: list[tuple[Topic, int]] = []
         entries, room = entries_max, bytes_max
-        for topic in self.waiting:
+        for topic in self.waiting if among is None else among:
             count = len(topic.ids)
             if not count:  # it waits in the spool
                 continue

@@ -24,7 +24,7 @@ from relay.outbox import Outbox
 from relay.outbox import Topic as OutboxTopic
 from relay.records import Header
 from relay.replay import Replay, ReplayTopic
-from relay.sink import Sink
+from relay.sink import Sink, sink_to
 
 Step = tuple[int, Callable[[Any, int], None], Any]
 Message = tuple[ReplayTopic, str, bytes]
@@ -287,7 +287,7 @@ class RedisTarget:
         self._sinks: dict[str, Sink] = {}
         for relay, (_, own) in places.items():
             outbox = self._outboxes[relay] = Outbox(OUTBOX_BYTES, OUTBOX_BYTES // 2)
-            self._sinks[relay] = Sink(
+            self._sinks[relay] = sink_to(
                 url=url,
                 settings=settings,
                 outbox=outbox,

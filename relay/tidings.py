@@ -31,5 +31,10 @@ TIDINGS: Mapping[str, tuple[str, str, StatusEvent | None]] = {
     "memory_high": ("warning", "memory is short: more waits on the disk, less in memory", "degraded"),
     "memory_fine": ("info", "memory is below its bound again", "recovered"),
     "unpublished": ("warning", "stored, but not published: Redis refuses PUBLISH", "degraded"),
+    "node_lost": ("warning", "a node of the cluster is away: its topics wait, the others go on", "degraded"),
+    "node_holding": ("warning", "a node of the cluster takes nothing: its topics wait, the others go on", "degraded"),
+    "node_recovered": ("info", "the node is back", "recovered"),
+    "node_replaced": ("info", "other nodes have taken over from a node that was away", "recovered"),
+    "cluster_changed": ("info", "slots of the cluster are served by other nodes now", None),
     "stopped": ("debug", "sink stopped", None),
 }

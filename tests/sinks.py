@@ -12,7 +12,7 @@ import redis
 
 from relay.config.structs import RedisConfig
 from relay.outbox import Outbox, Topic
-from relay.sink import Sink
+from relay.sink import sink_to
 
 
 class Relay:
@@ -36,7 +36,7 @@ class Relay:
         self.floor = 0
         self.now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
         self.error: Exception | None = None
-        self.sink = Sink(
+        self.sink = sink_to(
             url=url,
             settings=RedisConfig(**{"stream_length_max": 1_000_000, **settings}),
             outbox=self.outbox,

@@ -122,6 +122,7 @@ REPLIES = [
     (b"MOVED 3999 127.0.0.1:6381", "cluster"),
     (b"ASK 3999 127.0.0.1:6381", "cluster"),
     (b"CROSSSLOT Keys in request don't hash to the same slot", "cluster"),
+    (b"ERR This instance has cluster support disabled", "cluster"),
     (b"ERR unknown command 'FCALL', with args beginning with:", "unsupported"),
     (b"ERR Unknown Redis command called from script", "unsupported"),
     (b"ERR something that nobody has seen before", "wait"),

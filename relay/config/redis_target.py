@@ -9,7 +9,6 @@ from relay.config.values import Reader
 from relay.targets import SCHEMES, target_of
 
 _SCHEMES = ("redis", "rediss", "unix")
-_LATER = {"redis+cluster": "a cluster", "rediss+cluster": "a cluster"}
 _LOGIN = ("username", "password", "password_file")
 _OF_SENTINELS = tuple(f"sentinel_{name}" for name in _LOGIN)
 _EXTERNAL_ONLY = (*_LOGIN, *_OF_SENTINELS, "ca_file", "cert_file", "key_file")
@@ -46,7 +45,7 @@ def _check_url(redis: RedisConfig, reader: Reader) -> None:
     kind = SCHEMES.get(redis.url.partition("://")[0], ("",))[0]
     if kind != "sentinel":
         _warn_useless(_OF_SENTINELS, "an address that is not redis+sentinel://", reader)
-    if kind and redis.url.partition("://")[0] not in _LATER:
+    if kind:
         try:
             target = target_of(redis.url)
         except ValueError as error:
@@ -60,12 +59,10 @@ def _check_url(redis: RedisConfig, reader: Reader) -> None:
     except ValueError:
         return refuse("is no address; write redis://host:6379/0")
     scheme = parts.scheme
-    if scheme in _LATER:
-        return refuse(
-            f"{scheme}:// ({_LATER[scheme]}) is not supported yet; name one server, as in redis://host:6379/0"
-        )
     if scheme not in _SCHEMES:
-        return refuse("must be `embedded`, or begin with redis://, rediss:// (TLS), unix:// or redis+sentinel://")
+        return refuse(
+            "must be `embedded`, or begin with redis://, rediss:// (TLS), unix://, redis+cluster:// or redis+sentinel://"
+        )
     if parts.fragment or (parts.query and not (scheme == "unix" and re.fullmatch(r"db=\d+", parts.query))):
         return refuse("has options behind '?' or '#', which are not taken; the database is the path, as in /0")
     if scheme == "unix":

@@ -30,8 +30,8 @@ class RedisConfig(Redacted, Struct, frozen=True, kw_only=True, forbid_unknown_fi
     url: Annotated[
         str,
         Meta(
-            description="`embedded` (the bundled server), `redis://host:6379/0`, `rediss://` (TLS), `unix:///path`, or "
-            "`redis+sentinel://host:26379,host:26379/service`."
+            description="`embedded` (the bundled server), `redis://host:6379/0`, `rediss://` (TLS), `unix:///path`, "
+            "`redis+cluster://host:6379,host:6379` or `redis+sentinel://host:26379,host:26379/service`."
         ),
     ] = EMBEDDED
     username: Annotated[str, Meta(description="The ACL user, where the address does not name one.")] = ""
@@ -109,7 +109,7 @@ class SpoolConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     fsync: Annotated[
         Literal["never", "interval", "always"],
         Meta(
-            description="What a power cut may take: `interval`: 0.25 s, `always`: nothing; a crash takes nothing ever."
+            description="What a power cut may take: `interval`: 0.1 s, `always`: nothing; a crash takes nothing ever."
         ),
     ] = "interval"
 

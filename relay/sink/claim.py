@@ -15,7 +15,7 @@ import anyio
 import msgspec
 
 from relay.outbox import Topic, order
-from relay.sink.functions import library
+from relay.sink.functions import library, load
 from relay.sink.link import Link, ReplyError
 from relay.sink.reactions import Fenced, LeaseHeld, reaction
 from relay.sink.suspects import may_mean_a_topic
@@ -43,7 +43,7 @@ class Claim:
         self.link, self.relay, self.prefix, self.run = link, relay, prefix, run
         self.epoch = 0
         self.library = library()
-        self.append_name, self._fence_name, self._lease_name = self.library.names
+        self.append_name, self.fence_name, self._lease_name = self.library.names
         self.lease_key = f"{prefix}relay:lease:{relay}"
         self.epoch_key, self.topics_key = f"{prefix}relay:epoch", f"{prefix}relay:topics"
         self._value = f"{secrets.token_hex(8)} {socket.gethostname()} pid {os.getpid()}"
@@ -61,13 +61,8 @@ class Claim:
         return writer
 
     async def load(self) -> None:
-        """Load the function library unless this server has it; never replaces anybody's."""
-        if not await self.link.call("FUNCTION", "LIST", "LIBRARYNAME", self.library.name):
-            try:
-                await self.link.call("FUNCTION", "LOAD", self.library.text)
-            except ReplyError as error:
-                if "already exists" not in str(error):  # another relay of this version was faster
-                    raise
+        """Load the function library where it is missing."""
+        await load(self.link)
 
     # the lease
 
@@ -158,7 +153,7 @@ class Claim:
         for start in range(0, len(names), FENCE_MAX):
             part = names[start : start + FENCE_MAX]
             keys = [key for name in part for key in (name, self.writer(name))]
-            command = ("FCALL", self._fence_name, 1 + len(keys), self.epoch_key, *keys)
+            command = ("FCALL", self.fence_name, 1 + len(keys), self.epoch_key, *keys)
             try:
                 replies = await self.link.call(*command, self.relay, epoch or self.epoch, *may)
             except ReplyError as error:
@@ -169,9 +164,7 @@ class Claim:
                 else:
                     raise
                 continue
-            for reply in replies:
-                kind, _, rest = reply.decode(errors="replace").partition(" ")
-                notes.append(Note(kind, *rest.split(" ")) if kind == "OK" else Note(kind, rest))
+            notes += map(note_of, replies)
         return notes
 
     async def _one_by_one(self, names: Sequence[str], may: Sequence[str], epoch: int) -> list[Note]:
@@ -196,7 +189,7 @@ class Claim:
         """All topics in the list: kind, provider and the relay that wrote each last."""
         listed = await self.link.call("HGETALL", self.topics_key)
         return {
-            name.decode(errors="replace"): _fields(text)
+            name.decode(errors="replace"): fields(text)
             for name, text in zip(listed[::2], listed[1::2], strict=True)
         }  # fmt: skip
 
@@ -215,7 +208,7 @@ class Claim:
             part = names[start : start + FENCE_MAX]
             keys = [key for name in part for key in (name, self.writer(name))]
             # epoch 0: below any that the new owner has or takes
-            command = ("FCALL", self._fence_name, 1 + len(keys), self.epoch_key, *keys, to, 0, self.relay)
+            command = ("FCALL", self.fence_name, 1 + len(keys), self.epoch_key, *keys, to, 0, self.relay)
             await self.link.call(*command)
 
     async def register(self, topics: Sequence[Topic]) -> None:
@@ -226,14 +219,20 @@ class Claim:
         changed: list[str | bytes] = []
         for topic, text in zip(topics, known, strict=True):
             entry = {"kind": topic.kind, "provider": topic.provider, "relay": self.relay}
-            old = _fields(text)
+            old = fields(text)
             if {name: old.get(name) for name in entry} != entry:
                 changed += [topic.name, msgspec.json.encode({**entry, "first_seen": old.get("first_seen", self.run)})]
         if changed:
             await self.link.call("HSET", self.topics_key, *changed)
 
 
-def _fields(text: bytes | None) -> dict[str, Any]:
+def note_of(reply: bytes) -> Note:
+    """Read what the fence says of one topic."""
+    kind, _, rest = reply.decode(errors="replace").partition(" ")
+    return Note(kind, *rest.split(" ")) if kind == "OK" else Note(kind, rest)
+
+
+def fields(text: bytes | None) -> dict[str, Any]:
     """Read one value of relay:topics; nothing where somebody else wrote it."""
     try:
         return msgspec.json.decode(text or b"{}", type=dict[str, Any])

@@ -5,6 +5,8 @@ from functools import cache
 from importlib.resources import files
 from typing import NamedTuple
 
+from relay.sink.link import Link, ReplyError
+
 
 class Library(NamedTuple):
     """What FUNCTION LOAD takes, and the names to call: append, fence, lease."""
@@ -21,3 +23,14 @@ def library() -> Library:
     mark = hashlib.sha256(source.encode()).hexdigest()[:12]
     text = source.replace("@HASH@", mark)
     return Library(f"relay_{mark}", text, (f"relay_append_{mark}", f"relay_fence_{mark}", f"relay_lease_{mark}"))
+
+
+async def load(link: Link) -> None:
+    """Load the library unless this server has it; never replaces anybody's. Raises: LinkLost, ReplyError."""
+    wanted = library()
+    if not await link.call("FUNCTION", "LIST", "LIBRARYNAME", wanted.name):
+        try:
+            await link.call("FUNCTION", "LOAD", wanted.text)
+        except ReplyError as error:
+            if "already exists" not in str(error):  # another relay of this version was faster
+                raise

@@ -59,6 +59,12 @@ class Healer:
         self.topics.pop(topic, None)
         self._outbox.unpark(topic)
 
+    def leave(self, topic: Topic) -> None:
+        """Somebody else goes on with a topic, which stays parked."""
+        self.topics.pop(topic, None)
+        self._tails.pop(topic, None)
+        self._whole.discard(topic)
+
     async def step(self) -> list[Piece]:
         """Read the next piece: topics with the ids and bodies to append, none twice. It may be empty."""
         await self._ask_tails()

@@ -1,7 +1,7 @@
 """What Redis has of each topic: fences them, drops what arrived, starts what must be healed, stops what is not ours."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from relay import codec
@@ -31,11 +31,14 @@ class Ledger:
         on_event: Callable[[str, dict[str, Any]], None],
         empty: Callable[[], None],
         room: Callable[[], None],
+        ask: Callable[..., Awaitable[list[Note]]] | None = None,
     ) -> None:
+        """`ask(names, *may)`: fences, `Claim.fence` by default; LATER where there is no word of a topic yet."""
         self.outbox, self._claim, self._healer, self._pace, self.stats = outbox, claim, healer, pace, pace.stats
         self._takeover, self._raise_floor, self._event = takeover, raise_floor, on_event
         self._is_sibling = is_sibling
         self._empty, self._room = empty, room
+        self._ask = ask or claim.fence
         self._lost: list[str] = []  # what there is to tell once all topics have been looked at
         self._confirmed = 0
         self.probe_at = 0.0
@@ -45,7 +48,7 @@ class Ledger:
         if not topics:
             return
         owned: dict[str, list[Topic]] = {}
-        for topic, note in zip(topics, await self._claim.fence([topic.name for topic in topics], *may), strict=True):
+        for topic, note in zip(topics, await self._ask([topic.name for topic in topics], *may), strict=True):
             if note.kind == "OK":
                 self._welcome(topic, note)
             elif note.kind == "OWNED":
@@ -57,7 +60,7 @@ class Ledger:
                 await self._claim.renew()
                 self._claim.epoch = int(note.last) + 1
                 raise Again("fence", "a topic has a newer epoch", note.last)
-            else:
+            elif note.kind != "LATER":
                 self.block(topic, note.last)
         for owner, theirs in owned.items():
             lives = await self._claim.lives(owner)

@@ -9,13 +9,16 @@ from typing import Literal
 from relay.errors import SinkError
 
 Reaction = Literal[
-    "wait", "trim", "reconnect", "rights", "load", "isolate", "block", "foreign", "cluster", "unsupported"
-]
+    "wait", "trim", "reconnect", "rights", "load", "isolate", "block", "foreign", "cluster", "unsupported",
+    "moved", "ask", "later",
+]  # fmt: skip
 """wait: keep everything, ask again with growing pauses. trim: remove our oldest entries, then wait. reconnect: this
 server cannot take writes or has no room for us, look again who answers at the address. rights: read the secret again,
 reconnect, slowly. load: load our function library, then the same call. isolate: find the topic that is meant, block
 that one. block: this topic alone waits and is tried again now and then. foreign: somebody else writes this stream,
-blocked until a restart. cluster: wait, and say that one address must be one server. unsupported: end the process."""
+blocked until a restart. cluster: wait, and say that the address names the wrong kind of server. unsupported: end the
+process. Of a topic in a cluster, where nothing was written: moved: look at the map again, then ask the node that is
+named. ask: the same call once to that node. later: keep it, ask again soon."""
 
 REACTIONS: tuple[tuple[str, Reaction, str], ...] = (
     # beginning of the reply, reaction, what to tell the operator
@@ -40,18 +43,27 @@ REACTIONS: tuple[tuple[str, Reaction, str], ...] = (
     ("WRONGTYPE", "block", "the key holds something that is no stream: another program uses it"),
     ("ERR The ID specified in XADD", "foreign", "somebody else appends to this stream"),
     ("ERR The stream has exhausted", "foreign", "somebody else wrote the last possible id to this stream"),
-    ("MOVED", "cluster", "this is a Redis Cluster; the relay writes to one server"),
-    ("ASK", "cluster", "this is a Redis Cluster; the relay writes to one server"),
-    ("CROSSSLOT", "cluster", "this is a Redis Cluster; the relay writes to one server"),
+    ("MOVED", "cluster", "this is a Redis Cluster: begin redis.url with redis+cluster:// or rediss+cluster://"),
+    ("ASK", "cluster", "this is a Redis Cluster: begin redis.url with redis+cluster:// or rediss+cluster://"),
+    ("CROSSSLOT", "cluster", "this is a Redis Cluster: begin redis.url with redis+cluster:// or rediss+cluster://"),
+    ("ERR This instance has cluster support disabled", "cluster",
+     "this is no Redis Cluster: begin redis.url with redis:// or rediss://"),
     ("ERR unknown command", "unsupported", "this server has no functions; the relay needs Redis 7.0 or Valkey 7.2"),
     ("ERR Unknown Redis command", "unsupported", "a command that the relay needs is missing or renamed on this server"),
+)
+CLUSTER_REACTIONS: tuple[tuple[str, Reaction, str], ...] = (
+    # the same for what a node of a cluster says of one topic
+    ("MOVED", "moved", "another node serves this slot"),
+    ("ASK", "ask", "this slot is being moved, and the topic has gone ahead"),
+    ("TRYAGAIN", "later", "this slot is being moved, and half of the topic has gone ahead"),
+    ("CROSSSLOT", "block", "the topic's stream and its writer key lie in different slots"),
 )
 UNKNOWN: tuple[Reaction, str] = ("wait", "Redis gave an error that the relay does not know")
 
 
-def reaction(reply: str) -> tuple[Reaction, str]:
-    """Look up what an error reply asks for: the reaction and what to tell the operator."""
-    for prefix, what, text in REACTIONS:
+def reaction(reply: str, *, cluster: bool = False) -> tuple[Reaction, str]:
+    """Look up what an error reply asks for: the reaction and what to tell the operator. `cluster`: of a node of one."""
+    for prefix, what, text in (*CLUSTER_REACTIONS, *REACTIONS) if cluster else REACTIONS:
         if reply.startswith(prefix):
             if what == "isolate" and "command" in reply and " key" not in reply:
                 return "rights", "the Redis user may not run a command that the relay needs (README, ACL)"

@@ -20,7 +20,7 @@ from relay.sink.answers import Answers
 from relay.sink.claim import Claim
 from relay.sink.heal import Healer, Piece
 from relay.sink.ledger import PROBE_SECS, Ledger
-from relay.sink.link import CALL_SECS, LinkLost, ReplyError, Server
+from relay.sink.link import CALL_SECS, Link, LinkLost, ReplyError, Server
 from relay.sink.moves import LayoutLike, Moves
 from relay.sink.pace import Pace, SinkStats
 from relay.sink.reactions import Again, Fenced, LeaseHeld, Unsupported, reaction
@@ -85,8 +85,7 @@ class Sink:
         self.stats = SinkStats()
         self.state = "starting"
         """starting, flowing, holding (Redis is up and takes nothing), lost, stopped."""
-        self._link = link_to(self.server, f"relay:{relay}")
-        self._claim = Claim(self._link, relay, prefix, run)
+        self._link, self._claim = self._reach(relay, prefix, run)
         self._keeper = Keeper(self._link, self._claim, outbox, retention_ms, settings.streams_bytes_max)
         self._pace = Pace(self.stats)
         self._said: tuple[str, Any] = ("", None)
@@ -122,6 +121,16 @@ class Sink:
         self._empty = anyio.Event()
         self._ended = anyio.Event()
         self._scope: anyio.CancelScope | None = None
+
+    @property
+    def away(self) -> list[str]:
+        """Nodes of a cluster that take nothing at this moment."""
+        return []
+
+    def _reach(self, relay: str, prefix: str, run: int) -> tuple[Link, Claim]:
+        """Make the link to what the address names, and the claim that is laid over it."""
+        link = link_to(self.server, f"relay:{relay}")
+        return link, Claim(link, relay, prefix, run)
 
     # what the bridge calls
 
@@ -438,6 +447,9 @@ class Sink:
         if now >= self._ledger.probe_at:
             self._ledger.probe_at = now + PROBE_SECS
             await self._ledger.fence([topic for topic in self.outbox.blocked() if topic.blocked != "foreign"])
+        await self._keep(now)
+
+    async def _keep(self, now: float) -> None:
         if self._moves is not None and self._moves.leaving:
             await self._moves.hand_over()
         trimmed, size = await self._keeper.keep(now)
