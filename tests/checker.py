@@ -6,7 +6,7 @@ count anew, a gap event says so. Its true numbers (`true`: it puts them into the
 stands behind a gap event, which names as many where it gives numbers.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import msgspec
@@ -50,7 +50,8 @@ class Verdict:
 
     def __str__(self) -> str:
         return (
-            f"{self.data} messages, {self.gaps} gaps with {self.missing} missing {self.reasons}; lost {self.lost}, "
+            f"{self.entries} entries, {self.data} messages, {self.gaps} gaps with {self.missing} missing "
+            f"{self.reasons}; lost {self.lost}, "
             f"twice {self.twice}, out of order {self.disorder}, holes {self.holes}, vague {self.vague}, "
             f"untold {self.untold}, false {self.false}, back {self.back} {self.faults}"
         )
@@ -68,6 +69,7 @@ class Message(msgspec.Struct):
     price: str = ""
 
 
+PAGE = 10_000
 _decode = msgspec.json.Decoder(Message).decode
 
 
@@ -148,9 +150,15 @@ def _check(name: str, entries: Iterable[tuple[str, bytes]], verdict: Verdict, tr
         known = max(known or 0, last)
 
 
-def streams(url: str, names: Iterable[str]) -> dict[str, list[tuple[str, bytes]]]:
-    """Read whole streams."""
+def streams(url: str, names: Iterable[str]) -> dict[str, Iterable[tuple[str, bytes]]]:
+    """Read whole streams, a page at a time."""
+    return {name: _pages(url, name) for name in names}
+
+
+def _pages(url: str, name: str) -> Iterator[tuple[str, bytes]]:
+    above = "-"
     with redis.Redis.from_url(url) as client:
-        return {
-            name: [(entry_id.decode(), fields[b"data"]) for entry_id, fields in client.xrange(name)] for name in names
-        }
+        while page := client.xrange(name, min=above, count=PAGE):
+            for entry_id, fields in page:
+                yield entry_id.decode(), fields[b"data"]
+            above = f"({entry_id.decode()}"

@@ -1,6 +1,7 @@
 """What all tests share: the event loop, the server, and the switch that rewrites recorded outputs."""
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,14 @@ from relay.embedded import EmbeddedServer
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update", action="store_true", help="rewrite `out` and `send` in tests/frames/*.jsonl")
+
+
+@pytest.fixture
+def timed() -> Iterator[None]:
+    """Print how long a test took, beside its figures."""
+    begun = time.monotonic()
+    yield
+    print(f"{time.monotonic() - begun:.1f} s")
 
 
 @pytest.fixture(scope="session")

@@ -81,12 +81,14 @@ def keys(url: str) -> set[str]:
 class Process:
     """`relay` in a process of its own; what it prints is collected in a file."""
 
+    COMMAND = (sys.executable, "-m", "relay")
+
     def __init__(self, folder: Path, *args: str, **environ: str) -> None:
         self.folder = folder
         self.out = folder / "relay.out"
         with self.out.open("ab") as sink:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "relay", *args],
+                [*self.COMMAND, *args],
                 cwd=folder,
                 env={k: v for k, v in os.environ.items() if not k.startswith("RELAY_")}
                 | {"PYTHONPATH": str(ROOT)}

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import anyio
 import pytest
+import redis
 from checker import Verdict, check, streams
 from relays import ROOT, Process, config_of, relay_of, until
 from servers import Proxy, RedisServer, free_port
@@ -28,7 +29,7 @@ from relay import stats
 from relay.simulator.faults import Faults
 from relay.simulator.server import Simulator
 
-pytestmark = pytest.mark.fault
+pytestmark = [pytest.mark.fault, pytest.mark.usefixtures("timed")]
 
 PRODUCTS = 20
 RATE = float(os.environ.get("RELAY_TEST_RATE", "5000"))
@@ -444,20 +445,29 @@ def test_full_disk_of_the_relay_stops_nothing_and_is_said(tmp_path: Path) -> Non
         server.close()
 
 
+def refusing(server: RedisServer) -> bool:
+    with server.client() as client, contextlib.suppress(redis.ResponseError):
+        client.set("probe", "1")
+        return False
+    return True
+
+
 def test_full_disk_of_the_server_loses_nothing(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk") as disk:
         server = RedisServer("--appendonly", "yes", "--dir", str(disk))
         try:
             with provider(2_000) as port, Process(tmp_path, "run", "-c", write(tmp_path, server.url, port)) as process:
-                wait_for_more(server, process)
-                filler = fill(disk)
-                process.until(lambda: "MISCONF" in process.text, 20)
-                time.sleep(0.5)
-                filler.unlink()
-                wait_for_more(server, process, 1000)
+                for _ in range(dose(2)):
+                    wait_for_more(server, process)
+                    filler = fill(disk)
+                    process.until(lambda: refusing(server), 20)
+                    time.sleep(0.3)
+                    filler.unlink()
+                    wait_for_more(server, process, 1000)
+                assert "MISCONF" in process.text
                 stop(process)
             verdict = verdict_of(server)
-            print(f"\ndisk of the server full: {verdict}")
+            print(f"\ndisk of the server full x {dose(2)}: {verdict}")
             assert verdict.right and verdict.gaps == 0, str(verdict)
         finally:
             server.close()

@@ -16,7 +16,7 @@ from servers import RedisServer
 from sinks import dose
 from test_faults import NAMES, Provider, faulty, length, naive, stop, wait_for_more, write
 
-pytestmark = pytest.mark.fault
+pytestmark = [pytest.mark.fault, pytest.mark.usefixtures("timed")]
 
 SECS = 1.2
 NOTHING_MISSED = {"slow", "garbage", "repeat", "resend", "flood"}

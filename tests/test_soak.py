@@ -16,6 +16,7 @@ def _newest(client: "redis.Redis") -> int:
 
 
 @pytest.mark.soak
+@pytest.mark.usefixtures("timed")
 def test_outage_beyond_the_spool_is_bounded_and_told(tmp_path: Path) -> None:
     """Redis is away for a minute (RELAY_TEST_DOSE: more): memory and disk stay bounded, what was missed has numbers."""
     extra = "spool: {segment_bytes: 8000000, bytes_max: 200000000}\nmemory_mb_max: 256"

@@ -8,7 +8,8 @@ ENTRIES_MAX = 1_000
 BYTES_MAX = 256 * 1024
 """One call: about 2 ms of the server's time, so that nobody else waits for it [measured]."""
 SLOW_CALL_SECS = 0.05
-"""A call that takes so much longer than the way there and back makes the next ones smaller, down to these:"""
+"""A call that takes so much longer than twice the way there and back makes the next ones smaller, down to ENTRIES_MIN.
+What the way takes holds what this process is late by (a slow disk): smaller calls would not help that."""
 ENTRIES_MIN = 10
 BYTES_MIN = 8 * 1024
 BACKOFF_FIRST_SECS, BACKOFF_CAP_SECS = 0.05, 1.0
@@ -59,7 +60,7 @@ class Pace:
             stats.call_secs_max = secs
         if entries > stats.batch_max:
             stats.batch_max = entries
-        if secs - trip_secs > SLOW_CALL_SECS:
+        if secs - 2 * trip_secs > SLOW_CALL_SECS:
             self.entries_max = max(ENTRIES_MIN, self.entries_max // 2)
             self.bytes_max = max(BYTES_MIN, self.bytes_max // 2)
         elif self.entries_max < ENTRIES_MAX or self.bytes_max < BYTES_MAX:
