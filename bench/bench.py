@@ -1,5 +1,5 @@
 """What the README claims about speed, as commands: `python bench/bench.py throughput | latency | topics | connections |
-idle | scrape`.
+idle | scrape | shards`.
 
 Each starts a Redis of its own (redis-server on the PATH), a server that plays CoinAPI, and `relay run` as a user would;
 prints a table and leaves the figures in bench/results/<command>.json. Loopback only. Compare figures of one run with
@@ -72,6 +72,15 @@ class Scene:
     def __init__(self, client: "redis.Redis[bytes]", relay: subprocess.Popen[str], log: Path, http: str) -> None:
         self.client, self.relay, self.log, self.http = client, relay, log, http
 
+    def pids(self) -> list[int]:
+        """The relay's processes: itself, and its shards where it supervises some."""
+        pid = self.relay.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return [pid, *map(int, children)]
+
+    def cpu_secs(self) -> float:
+        return sum(map(cpu_secs, self.pids()))
+
     def stored(self) -> int:
         found: Any = self.client.info("commandstats").get("cmdstat_xadd", {})
         return int(found.get("calls", 0)) - int(found.get("failed_calls", 0))
@@ -88,9 +97,20 @@ class Scene:
 
 @contextlib.contextmanager
 def scene(
-    *, count: int = 0, symbols: int = 50, rate: float = 0.0, connections: int = 1, config: str = "", providers: str = ""
+    *,
+    count: int = 0,
+    symbols: int = 50,
+    rate: float = 0.0,
+    connections: int = 1,
+    config: str = "",
+    providers: str = "",
+    names: tuple[str, ...] = (),
+    args: tuple[str, ...] = (),
 ) -> Iterator[Scene]:
-    """Bring everything up; the players begin half a second after the relay has connected."""
+    """Bring everything up; the players begin half a second after the relay has connected.
+
+    `names`: of the providers, one a connection, all of one player. `args`: more for `relay run`.
+    """
     if not shutil.which("redis-server"):
         sys.exit("needs redis-server on the PATH (Debian: apt install redis-server)")
     with contextlib.ExitStack() as stack:
@@ -101,7 +121,8 @@ def scene(
             running("redis-server", "--port", str(redis_port), "--save", "", "--appendonly", "no", **quiet)
         )
         sections = providers
-        for number in range(0 if providers else connections):
+        players = [names] if names else [(f"p{number}",) for number in range(0 if providers else connections)]
+        for served in players:
             ws = port()
             blaster = stack.enter_context(
                 running(
@@ -116,10 +137,12 @@ def scene(
             )
             assert blaster.stdout is not None and blaster.stdout.readline().strip() == "listening"
             # each its own key and, by a prefix of the provider's name, its own topics
-            sections += (
-                f"  p{number}: {{type: coinapi, url: 'ws://127.0.0.1:{ws}/v1/', api_key: bench-key-{number}, "
-                f"trades: ['BINANCE_SPOT_*'], topics_max: 20000}}\n"
-            )
+            for name in served:
+                sections += (
+                    f"  {name}: {{type: coinapi, url: 'ws://127.0.0.1:{ws}/v1/', api_key: bench-key-{name}, "
+                    f"trades: ['BINANCE_SPOT_*'], topics_max: 20000}}\n"
+                )
+        connections = max(connections, len(names))
         template = "topics: {trades: 'trades.{provider}.{symbol}'}\n" if connections > 1 else ""
         file = folder / "relay.yaml"
         file.write_text(
@@ -128,13 +151,13 @@ def scene(
         log = folder / "log"
         with log.open("w") as out:
             relay = stack.enter_context(
-                running(sys.executable, "-m", "relay", "run", "-c", str(file), cwd=folder, stdout=out, stderr=out,
-                        env=os.environ | {"PYTHONPATH": str(HERE.parent)})
+                running(sys.executable, "-m", "relay", "run", "-c", str(file), *args, cwd=folder,
+                        stdout=out, stderr=out, env=os.environ | {"PYTHONPATH": str(HERE.parent)})
             )  # fmt: skip
         client = redis.Redis(port=redis_port)
         stack.callback(client.close)
         end = time.time() + START_SECS
-        while "connected" not in log.read_text() and not providers:
+        while log.read_text().count('"connected"') < connections and not providers:
             if time.time() > end or relay.poll() is not None:
                 sys.exit(f"the relay does not connect:\n{log.read_text()[-3000:]}")
             time.sleep(0.02)
@@ -271,7 +294,66 @@ def idle(secs: float = 20.0) -> list[dict[str, Any]]:
             return [{"providers": len(names), "cpu_percent": share * 100, "memory_mb": memory_mb(stage.relay.pid)}]
 
 
-COMMANDS = {f.__name__: f for f in (throughput, latency, topics, connections, idle, scrape)}
+def shards() -> list[dict[str, Any]]:
+    """Two connections in one process, and in two (`--shards 2`), in turns; where the CPU of this machine went."""
+    sys.path.insert(0, str(HERE.parent))
+    from relay.shards import home
+
+    # a provider of one connection is on one shard: names that are dealt to different ones
+    first = next(f"a{number}" for number in range(99) if home(f"provider a{number}", 2) == 1)
+    second = next(f"b{number}" for number in range(99) if home(f"provider b{number}", 2) == 2)
+    found: dict[int, list[dict[str, float]]] = {1: [], 2: []}
+    for _ in range(3):
+        for count, rounds in found.items():
+            rounds.append(_shared((first, second), ("--shards", str(count)) if count > 1 else ()))
+    rows = [
+        {"processes": count} | {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
+        for count, rounds in found.items()
+    ]
+    one, two = rows
+    for row in rows:
+        row["speed"] = row["messages_per_second"] / one["messages_per_second"]
+        row["cpu"] = row["cpu_us_per_message"] / one["cpu_us_per_message"]
+    pairs = list(zip(found[1], found[2], strict=True))
+    two["speed_worst"] = min(b["messages_per_second"] / a["messages_per_second"] for a, b in pairs)
+    one["speed_worst"] = 1.0
+    return rows
+
+
+def _shared(names: tuple[str, ...], args: tuple[str, ...]) -> dict[str, float]:
+    """One flow over these providers; the first fifth, in which topics are made and processes warm up, left out."""
+    each = 2 * MESSAGES
+    with scene(count=each, names=names, args=args) as stage:
+        total = each * len(names)
+        server = int(stage.client.info("server")["process_id"])
+        stage.until(total // 5)
+        had, begun = stage.stored(), time.time()
+        cpu, redis_cpu, busy = stage.cpu_secs(), cpu_secs(server), _busy_secs()
+        # up to nine tenths: towards the end one connection has nothing more while the other one still has
+        ended = stage.until(total * 9 // 10)
+        done, secs = stage.stored() - had, ended - begun
+        cores = os.cpu_count() or 1
+        relay_share = (stage.cpu_secs() - cpu) / secs
+        redis_share = (cpu_secs(server) - redis_cpu) / secs
+        machine = (_busy_secs() - busy) / secs
+        stage.until(total)
+        return {
+            "messages_per_second": done / secs,
+            "cpu_us_per_message": relay_share * secs / done * 1e6,
+            "relay_percent": relay_share * 100,
+            "redis_percent": redis_share * 100,
+            "machine_percent_of_all_cores": machine / cores * 100,
+            "memory_mb": sum(map(memory_mb, stage.pids())),
+        }
+
+
+def _busy_secs() -> float:
+    """CPU time that all of this machine has used."""
+    fields = [int(text) for text in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
+    return (sum(fields[:3]) + sum(fields[5:8])) / TICK
+
+
+COMMANDS = {f.__name__: f for f in (throughput, latency, topics, connections, idle, scrape, shards)}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
