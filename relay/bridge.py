@@ -117,12 +117,11 @@ class Bridge:
                 self._leave(stack, "redis_url", self.redis_url)
             else:
                 self.redis_url = config.redis.url
-            simulated = [p for p in config.providers.values() if p.options.simulate]
-            if simulated and self.held is None:
+            if config.simulated_types and self.held is None:
                 from relay.simulator.server import Simulator
 
                 self.simulator = Simulator(
-                    sorted({p.spec.name for p in simulated}),
+                    sorted(config.simulated_types),
                     rate=config.simulator.rate,
                     seed=config.simulator.seed,
                     port=config.simulator.port,

@@ -65,7 +65,7 @@ def compare(old: Config, new: Config, file: str) -> Changes:
     if old.shard is not None and new.shard is not None and (names := moved(old.shard.dealt, new.shard.dealt)):
         text = f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''} would move to another shard, "
         problems.append(Problem(file, 0, 0, "providers", text + "which needs a restart of all shards"))
-    simulated = {p.spec.name for p in old.providers.values() if p.options.simulate}
+    simulated = old.simulated_types
     for name, provider in new.providers.items():
         if provider.options.simulate and provider.spec.name not in simulated:
             text = "the simulator does not play this provider yet, which needs a restart of the relay"
@@ -112,7 +112,7 @@ async def reload(bridge: "Bridge", new: Config, file: str) -> None:
     """
     async with bridge.reloading:
         changes = compare(bridge.config, new, file)
-        if bridge.recorder is not None and _new_connections(changes):
+        if bridge.recorder is not None and new_connections(changes):
             text = "a recording cannot take connections that come or go; restart the relay, or stop recording"
             raise ConfigError([Problem(file, 0, 0, "providers", text)])
         again = [] if bridge.recorder is not None else _given_up(bridge, changes)
@@ -151,7 +151,8 @@ def refused(bridge: "Bridge", error: ConfigError) -> None:
     _publish(bridge, Status(event="notice", code="reload_refused", text=text[:1000]))
 
 
-def _new_connections(changes: Changes) -> bool:
+def new_connections(changes: Changes) -> bool:
+    """Tell whether connections come or go, which no recording can take."""
     return bool(
         changes.added or changes.removed or changes.restarted or any(c.opened or c.closed for c in changes.changed)
     )

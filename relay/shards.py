@@ -214,15 +214,15 @@ def moved(old: Dealt, new: Dealt) -> list[str]:
 # -- one shard's configuration -----------------------------------------------------------------------------------
 
 
-def sharded(config: Config, number: int, count: int, file: str) -> Config:
-    """Give one shard's part of a configuration, with names, folders and a port of its own.
+def sharded(config: Config, number: int, count: int, file: str, dealt: Dealt | None = None) -> Config:
+    """Give one shard's part of a configuration, with names, folders and a port of its own. `dealt`: where it is known.
 
     Raises: ConfigError naming why it cannot be parted; `file` stands in it.
     """
     problems = _problems(config, count, file)
     if problems:
         raise ConfigError(problems)
-    dealt = deal(config, count)
+    dealt = dealt or deal(config, count)
     part = dealt.parts[number - 1]
     providers = {}
     for name, provider in config.providers.items():
@@ -248,7 +248,7 @@ def sharded(config: Config, number: int, count: int, file: str) -> Config:
         journal=change(journal, dir=journal.dir and posixpath.join(journal.dir, own)),
         http=change(http, port=http.port + number - 1 if http.port else 0),
         providers=providers,
-        shard=Shard(number, config.name, config.state_dir, config.all_simulated, dealt),
+        shard=Shard(number, config.name, config.state_dir, config.all_simulated, config.simulated_types, dealt),
     )
 
 

@@ -116,7 +116,7 @@ class Supervisor:
                 self.redis_url = await self.server.start()
                 stack.push_async_callback(self.server.stop)
                 self._leave(stack, "redis_url", self.redis_url)
-            types = sorted({p.spec.name for p in config.providers.values() if p.options.simulate})
+            types = sorted(config.simulated_types)
             if types:
                 from relay.simulator.server import Simulator
 
@@ -265,7 +265,9 @@ class Supervisor:
         config, count = self.config, self.count
         if not config.spool.enabled:
             return
-        shard = Shard(0, config.name, config.state_dir, config.all_simulated, deal(config, count))
+        shard = Shard(
+            0, config.name, config.state_dir, config.all_simulated, config.simulated_types, deal(config, count)
+        )
         change = msgspec.structs.replace
         for name in (config.name, *(name_of(config.name, number) for number in range(count + 1, SHARDS_MAX + 1))):
             former = change(

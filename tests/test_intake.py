@@ -231,6 +231,18 @@ def test_number_that_was_only_named_is_missing() -> None:
     assert kinds(scene.take(trade(9))) == ["trade"]
 
 
+def test_a_base_line_proves_nothing_where_no_earlier_number_is_known() -> None:
+    """A restart knows from Redis alone that an earlier run wrote here; the first number that it sees is no proof."""
+    scene = Scene(Identity("global", "contiguous"))
+    topic = scene.out.topic("trades.BTC-USD", "trades", "made")
+    topic.last_id = "1772359000000-5"
+    out = scene.take(Seen("trades", "BTC-USD", 9, delivered=True), trade(10))
+    assert kinds(out) == ["gap@trades.BTC-USD", "gap@status.r", "trade"]
+    assert out[0]["reason"] == "relay_down"
+    assert "missing" not in out[0]
+    assert kinds(scene.take(trade(11))) == ["trade"]
+
+
 def test_outside_of_every_subscription_makes_no_topic() -> None:
     scene = Scene(subs=[Subscription("trades", "BTC-*")])
     assert kinds(scene.take(trade(None, "BTC-USD"), trade(None, "ETH-USD"), trade(None, "ETH-USD"))) == ["trade"]

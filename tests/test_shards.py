@@ -314,6 +314,17 @@ def test_a_reload_deals_what_is_new_and_moves_nothing() -> None:
     assert Counter(sub.raw for sub in added) == {"C-USD": 2, "D-USD": 2, "E-USD": 2}
 
 
+def test_a_reload_may_deal_a_simulated_provider_to_a_shard_that_had_none() -> None:
+    """The simulator plays it for another shard already: no shard may refuse what the others take."""
+    old = config("  binance: {simulate: true, trades: [BTCUSDT]}\n")
+    new = config("  binance: {simulate: true, trades: [BTCUSDT, ETHBTC, SOLUSDT, XRPUSDT, ADAUSDT, BNBUSDT]}\n")
+    added = 0
+    for number in (1, 2, 3):
+        changes = compare(sharded(old, number, 3, "f"), sharded(new, number, 3, "f"), "f")
+        added += len(changes.added)
+    assert added == 2, "two shards hold it now that did not"
+
+
 def test_a_reload_that_would_move_topics_is_refused_by_every_shard() -> None:
     old = config("  coinbase: {trades: [BTC-USDT, ETH-USDT, SOL-USDT, A-USDT]}\n  binance: {quotes: [BTCUSDT]}\n")
     new = config(

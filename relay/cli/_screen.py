@@ -33,10 +33,10 @@ class Screen:
         config = bridge.config
         from relay.redaction import Redactor
 
-        count = len(config.providers)
-        rows = [
-            f"relay {__version__} as {config.name!r}, {count} provider{'s' if count != 1 else ''}, run {bridge.run}"
-        ]
+        count, shard = len(config.providers), config.shard
+        part = "" if shard is None else f" (shard {shard.number} of {shard.dealt.count})"
+        own = f"{count} provider{'s' if count != 1 else ''}, run {bridge.run}"
+        rows = [f"relay {__version__} as {config.name!r}{part}, {own}"]
         for state in bridge.providers.values():
             section = state.config
             kinds: dict[str, int] = {}

@@ -19,8 +19,8 @@ from relay.errors import ConfigError, Problem, RelayError
 from relay.held import VARIABLE, Held
 from relay.log import configure
 from relay.redaction import Redactor
-from relay.reload import compare
-from relay.shards import deal, moved, name_of, sharded, topics_by_shard
+from relay.reload import compare, new_connections
+from relay.shards import deal, name_of, sharded, topics_by_shard
 from relay.systemd import Notifier
 
 if TYPE_CHECKING:
@@ -89,6 +89,7 @@ async def _run(config: Config, file: str, count: int, more: Sequence[str], level
     from relay.supervisor import Supervisor
 
     redactor = Redactor(secrets_of(config))
+    recording = bool(config.journal.dir) or "--record" in more
     log: Any = None
     text = (form or config.log.format) == "text" or ((form or config.log.format) == "auto" and sys.stderr.isatty())
 
@@ -109,21 +110,23 @@ async def _run(config: Config, file: str, count: int, more: Sequence[str], level
 
     def reread() -> bool:
         """Look whether the shards may read the config again."""
+        nonlocal config
         try:
             loaded = load_config(file)
             compare(config, loaded, file)
-            for one in (config, loaded):
-                sharded(one, 1, count, file)
-            if names := moved(deal(config, count), deal(loaded, count)):
-                shown = f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}"
-                text = f"{shown} would move to another shard, which needs a restart of all shards"
-                raise ConfigError([Problem(file, 0, 0, "providers", text)])
+            old, new = deal(config, count), deal(loaded, count)
+            for number in range(1, count + 1):  # what one of them would refuse is refused for all
+                before, after = sharded(config, number, count, file, old), sharded(loaded, number, count, file, new)
+                if new_connections(compare(before, after, file)) and recording:
+                    text = "recordings cannot take connections that come or go; restart the relay, or stop recording"
+                    raise ConfigError([Problem(file, 0, 0, "providers", text)])
         except ConfigError as error:
             for problem in error.problems:
                 event("error", "configuration refused, the old one stays", why=str(problem))
             return False
-        redactor.add(secrets_of(loaded))
-        logged(loaded)
+        config = loaded
+        redactor.add(secrets_of(config))
+        logged(config)
         return True
 
     logged(config)

@@ -227,6 +227,8 @@ class Shard:
     """The whole relay's folder."""
     all_simulated: bool
     """Of the whole relay."""
+    simulated_types: frozenset[str]
+    """Of the whole relay: what a reload adds may be dealt to this shard."""
     dealt: Dealt
 
 
@@ -239,6 +241,13 @@ class Config(Settings, frozen=True, kw_only=True):
     providers: dict[str, ProviderConfig] = {}
     warnings: list[Problem] = []
     shard: Shard | None = None
+
+    @property
+    def simulated_types(self) -> frozenset[str]:
+        """Types of the providers that the simulator plays, here or in any other shard."""
+        if self.shard is not None:
+            return self.shard.simulated_types
+        return frozenset(p.spec.name for p in self.providers.values() if p.options.simulate)
 
     @property
     def all_simulated(self) -> bool:
