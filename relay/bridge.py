@@ -18,7 +18,7 @@ from relay.clock import Clock
 from relay.config import EMBEDDED, SIMULATED_PREFIX, Config, ProviderConfig, data_dir_of, names_of, secrets_of
 from relay.embedded import EmbeddedServer
 from relay.errors import RelayError, SessionError
-from relay.feed import Feed, SharedLimits
+from relay.feed import Feed, Lane, SharedLimits
 from relay.held import Held
 from relay.intake import Intake
 from relay.keeping import Keeping
@@ -88,9 +88,9 @@ class Bridge:
         self.outbox = Outbox(config.outbox.bytes_max, config.outbox.topic_bytes_max)
         self.recorder: Recorder | None = None
         # the journal's hooks; none while nothing records
-        self.frame: Callable[[Feed], Callable[[Frame], object]] | None = None
-        self.asked: Callable[[Feed, str, int, tuple[Any, ...]], None] | None = None
-        self._private: frozenset[Feed] = frozenset()
+        self.frame: Callable[[Lane], Callable[[Frame], object]] | None = None
+        self.asked: Callable[[Lane, str, int, tuple[Any, ...]], None] | None = None
+        self._private: frozenset[Lane] = frozenset()
         self.vitals = Vitals(self.clock)
         self._summary = Summary(self)
         self.http: HttpServer | None = None
@@ -223,7 +223,7 @@ class Bridge:
         def make() -> Provider:
             subscriptions = state.plans[label].subscriptions  # those of now: a reload may have changed them
             if self.recorder is not None:
-                self.recorder.made(state.config.name, label, subscriptions, self.clock())
+                self.recorder.made(state.config.name, feed.making, subscriptions, self.clock())
             return spec.session(state.options, subscriptions, shared)
 
         feed = Feed(
@@ -374,29 +374,29 @@ class Bridge:
         """Wait until the outbox has room."""
         await self.sink.room()
 
-    def outputs(self, feed: Feed, outputs: Any, now_ns: int) -> None:
+    def outputs(self, feed: Lane, outputs: Any, now_ns: int) -> None:
         """Take what a provider gave. HOT."""
         state = self.providers[feed.name]
-        self.intake.take(state.source, feed.label, outputs, now_ns)
+        self.intake.take(state.source, feed.key, outputs, now_ns)
         if self._private and feed in self._private and self.recorder is not None:
             self.recorder.outputs(feed, outputs)
 
-    def batch_end(self, feed: Feed) -> None:
+    def batch_end(self, feed: Lane) -> None:
         """Nothing more waits in the socket: what came is accepted once the spool has it; let the sink write."""
         self.outbox.flush()
         self.sink.notify()
         if self.recorder is not None:
             self.recorder.turn(feed)
 
-    def sent(self, feed: Feed, send: Send | Request) -> None:
+    def sent(self, feed: Lane, send: Send | Request) -> None:
         """Something goes out."""
         if self.recorder is not None:
             self.recorder.sent(feed, send, self.clock())
 
-    def replied(self, feed: Feed, reply: Reply, now_ns: int) -> None:
+    def replied(self, feed: Lane, reply: Reply, now_ns: int) -> None:
         """A REST call was answered; the journal hears of it by `asked`."""
 
-    def settled(self, feed: Feed) -> None:
+    def settled(self, feed: Lane) -> None:
         """A provider has taken an answer: a rotated token is on disk before the token that came with it is used."""
         shared = self.providers[feed.name].shared
         self._learn_secrets(shared)
@@ -408,20 +408,20 @@ class Bridge:
         if secrets is not None and not shared.options.simulate:
             self.redactor.add(secrets())
 
-    def session_opened(self, feed: Feed, provider: Provider, now_ns: int) -> None:
+    def session_opened(self, feed: Lane, provider: Provider, now_ns: int) -> None:
         """A WebSocket is open; the login has not begun."""
         state = self.providers[feed.name]
-        state.live[feed.label] = True
+        state.live[feed.key] = True
         state.notes[feed.label] = Note(now_ns)
         if self.recorder is not None:
             self.recorder.session_opened(feed, now_ns)
-        lifecycle.opened(self.intake, state.source, feed.label, now_ns)
+        lifecycle.opened(self.intake, state.source, feed.key, now_ns)
         self.sink.notify()
         self.event("info", "connected", provider=feed.name, connection=feed.label)
 
     def session_closed(
         self,
-        feed: Feed,
+        feed: Lane,
         error: SessionError | None,
         code: int | None,
         reason: str,
@@ -430,20 +430,24 @@ class Bridge:
     ) -> None:
         """A session ended, or could not begin; `decision` says what follows, None: nothing, we are stopping."""
         state = self.providers[feed.name]
-        was_open = state.live.pop(feed.label, False)
+        was_open = state.live.pop(feed.key, False)
         if self.recorder is not None:
             self.recorder.session_closed(feed, error, code, reason, decision, now_ns)
-        told = lifecycle.closed(self.intake, state.source, feed.label, was_open, error, code, reason, decision, now_ns)
+        told = lifecycle.closed(self.intake, state.source, feed.key, was_open, error, code, reason, decision, now_ns)
         self.sink.notify()
         if decision is None:
             return
-        due_ns = None if decision.kind == "fatal" else now_ns + int(decision.delay_secs * 1e9)
-        text = self.redactor.text(told.text)
-        state.notes[feed.label] = Note(now_ns, text, due_ns)
-        if decision.kind == "fatal":
-            state.stopped[feed.label] = text
-        level = "error" if decision.kind == "fatal" else "warning"
+        text, level = self.redactor.text(told.text), told.level
+        if not told.goes_on:
+            due_ns = None if decision.kind == "fatal" else now_ns + int(decision.delay_secs * 1e9)
+            state.notes[feed.label] = Note(now_ns, text, due_ns)
+            if decision.kind == "fatal":
+                state.stopped[feed.label], level = text, "error"
         self.event(level, text, provider=feed.name, connection=feed.label, next=told.action)
+
+    def joined(self, feed: Lane) -> bool:
+        """Whether the second one of two sessions has brought all that the first one brings."""
+        return lifecycle.joined(self.providers[feed.name].source, feed.label)
 
     def _status(self, status: Status) -> None:
         """Publish a status of the relay itself; a replay cannot know its cause."""

@@ -6,7 +6,7 @@ Pure: the time is handed in. `take` is the hot path: no logging, no formatting b
 What it knows of providers and of what they speak of stands in `relay.routes`.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from relay import codec, identity, model
@@ -15,6 +15,7 @@ from relay.holes import number_after
 from relay.model import ACCOUNT_CHANNELS, CHANNEL_OF, Header, Status
 from relay.providers.base import Output, ProviderSpec, Seen, Shared, Subscription
 from relay.redaction import Redactor
+from relay.rollover import label_of
 from relay.routes import Counts, Route, Source, TopicLike
 from relay.topics import Topics
 
@@ -106,8 +107,13 @@ class Intake:
 
     # -- the hot path --------------------------------------------------------------------------------------------
 
-    def take(self, source: Source, connection: str, outputs: Sequence[Any], now_ns: int) -> None:
-        """Number and hand on what one call of a provider gave (each an Output); `now_ns` is the time of receipt."""
+    def take(self, source: Source, connection: str, outputs: Iterable[Any], now_ns: int) -> None:
+        """Number and hand on what one call of a provider gave (each an Output); `now_ns` is the time of receipt.
+
+        `connection` is the key of the session: its connection's label, with a mark where it is the second one.
+        """
+        if source.rollovers and (rollover := source.rollovers.get(label_of(connection))) is not None:
+            outputs = rollover.admit(connection, outputs)
         routes, counts, run, name, origin = source.routes, source.counts, self.run, source.name, source.origin
         add, encode = self._add, codec.encode
         for message in outputs:
@@ -192,6 +198,7 @@ class Intake:
 
     def _route(self, source: Source, connection: str, message: Output, key: object, now_ns: int) -> Route | None:
         """Find or make the route of a message that has none under its key; None: it was dealt with, or is dropped."""
+        connection = label_of(connection)
         if isinstance(message, Seen):
             self._seen(source, connection, message, now_ns)
             return None
@@ -425,9 +432,12 @@ class Intake:
         """A session ended: what comes next on its routes stands behind a gap."""
         for route in source.routes.values():
             if route is not None and route.connection == connection:
-                if route.lost is None:
-                    route.lost, route.broken_ns = "disconnect", route.last_ns
-                route.mode = SPECIAL
+                _break(route, "disconnect")
+
+    def replaced(self, source: Source, connection: str, proven: bool, now_ns: int) -> None:
+        """The old one of two sessions ended; `proven`: not before the new one brought what it had brought."""
+        rollover = source.rollovers.pop(connection)
+        self.take(source, rollover.new, rollover.finish(proven, _break), now_ns)
 
     def watch(self, now_ns: int) -> int:
         """Mark topics stale whose last message is older than the channel's limit, publish quotes whose time has come.
@@ -465,6 +475,12 @@ def _jump(route: Route, number: int, now_ns: int) -> Status:
         last_missing=number - 1,
         missing=missing,
     )
+
+
+def _break(route: Route, reason: str) -> None:
+    if route.lost is None:
+        route.lost, route.broken_ns = reason, route.last_ns
+    route.mode = SPECIAL
 
 
 def _reason(text: str) -> model.GapReason:

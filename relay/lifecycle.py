@@ -7,6 +7,7 @@ from relay.intake import Intake, Source
 from relay.model import ACCOUNT_CHANNELS, Reject, Status
 from relay.providers.base import Provider, reject
 from relay.retry import Decision
+from relay.rollover import Rollover, label_of
 
 
 class Told(NamedTuple):
@@ -14,12 +15,23 @@ class Told(NamedTuple):
 
     text: str
     action: str
+    goes_on: bool = False
+    """Another session of the connection is there."""
+    level: str = "warning"
 
 
 def opened(intake: Intake, source: Source, connection: str, now_ns: int) -> None:
-    """A WebSocket is open; the login has not begun."""
-    intake.opened(source, connection)
-    intake.status(source, Status(event="opened", code=connection), now_ns)
+    """A WebSocket is open; the login has not begun. `connection` is the session's key."""
+    label = label_of(connection)
+    speaks = source.sessions.get(label)
+    if speaks is not None and speaks != connection:
+        source.rollovers[label] = Rollover(source, speaks, connection, now_ns)
+        text = "a second connection, which is to take over; the first one goes on"
+        intake.status(source, Status(event="opened", code=label, text=text), now_ns)
+        return
+    source.sessions[label] = connection
+    intake.opened(source, label)
+    intake.status(source, Status(event="opened", code=label), now_ns)
 
 
 def closed(
@@ -34,17 +46,24 @@ def closed(
     now_ns: int,
 ) -> Told:
     """A session ended, or could not begin; `decision` says what follows, None: nothing, we are stopping."""
-    intake.closed(source, connection)
     text = error.text if error is not None else (f"closed {code} {reason}".strip() if code else "connection lost")
+    key, connection = connection, label_of(connection)
+    rollover: Rollover | None = source.rollovers.get(connection)
+    if rollover is not None and key == rollover.old:
+        return _replaced(intake, source, rollover, decision is not None and decision.kind == "joined", text, now_ns)
+    if source.sessions.get(connection, key) != key:
+        if rollover is not None:
+            rollover.fail()
+            del source.rollovers[connection]
+        if decision is not None:
+            return _not_renewed(intake, source, connection, error, text, decision, now_ns)
+    else:
+        source.sessions.pop(connection, None)
+        intake.closed(source, connection)
     if decision is None:
         intake.status(source, Status(event="closed", code=connection, text=text), now_ns)
         return Told(text, "")
-    action = {
-        "fatal": "not tried again",
-        "retry": f"again in {decision.delay_secs:.1f} s",
-        "slow": f"again in {decision.delay_secs:.0f} s",
-        "until": f"again in {decision.delay_secs:.0f} s",
-    }[decision.kind]
+    action = _action(decision)
     status = Status(
         event="closed" if was_open else "refused",
         code=(error.code if error is not None and error.code else str(code or "") or None),
@@ -55,6 +74,50 @@ def closed(
         status.until = now_ns + int(decision.delay_secs * 1e9)
     intake.status(source, status, now_ns)
     return Told(text, action)
+
+
+def _replaced(intake: Intake, source: Source, rollover: Rollover, proven: bool, why: str, now_ns: int) -> Told:
+    """The old one of two sessions ended, the new one is there."""
+    label = label_of(rollover.new)
+    source.sessions[label] = rollover.new
+    if proven:
+        text = f"{label}: a new connection has taken over, the old one is closed"
+    else:
+        text = f"{label}: a new connection has taken over before it was ready, the old one ended: {why}"
+    status = Status(event="renewed", code=label, text=text, from_ns=rollover.begun_ns, to_ns=now_ns)
+    intake.status(source, status, now_ns)
+    intake.replaced(source, label, proven, now_ns)
+    return Told(text, "goes on", True, "info" if proven else "warning")
+
+
+def joined(source: Source, label: str) -> bool:
+    """Tell whether the second one of two sessions has brought all that the first one brings."""
+    rollover = source.rollovers.get(label)
+    return rollover is None or bool(rollover.joined)
+
+
+def _not_renewed(
+    intake: Intake,
+    source: Source,
+    label: str,
+    error: SessionError | None,
+    why: str,
+    decision: Decision,
+    now_ns: int,
+) -> Told:
+    """A second connection failed; the first one goes on, nothing is missing."""
+    text, action = f"{label}: a second connection to take over failed: {why}", _action(decision)
+    status = Status(event="notice", code="not_renewed", text=text, action=f"the old one stays; {action}")
+    if decision.kind != "fatal":
+        status.until = now_ns + int(decision.delay_secs * 1e9)
+    intake.status(source, status, now_ns)
+    return Told(text, status.action or "", True)
+
+
+def _action(decision: Decision) -> str:
+    if decision.kind == "fatal":
+        return "not tried again"
+    return f"again in {decision.delay_secs:.{1 if decision.kind == 'retry' else 0}f} s"
 
 
 def stopped(intake: Intake, now_ns: int) -> None:

@@ -17,7 +17,7 @@ import msgspec
 from relay import __version__, model, records
 from relay.config import Config, ProviderConfig
 from relay.errors import SessionError
-from relay.feed import Feed
+from relay.feed import Feed, Lane
 from relay.intake import Intake, Source
 from relay.journal import Batch, Journal
 from relay.model import ACCOUNT_CHANNELS, CHANNEL_OF
@@ -70,7 +70,7 @@ class Recorder:
         self.config, self.folder, self.run, self.intake = config, folder, run, intake
         self._earlier, self._topics, self._tell = earlier, topics, tell
         self._providers: Mapping[str, State] = providers
-        self.private: frozenset[Feed] = frozenset()
+        self.private: frozenset[Lane] = frozenset()
         self.journal = Journal(
             folder,
             f"{config.name}.{iso(run * 1_000_000).replace('-', '').replace(':', '')}",
@@ -80,9 +80,9 @@ class Recorder:
         self._pending: list[Any] = []
         self._append = self._pending.append
         self._size = 0
-        self._counted: dict[Feed, int] = {}  # bytes that each feed had received when they were last looked at
+        self._counted: dict[int, int] = {}  # bytes that each feed had received when they were last looked at
         self._oldest = 0.0
-        self._conns: dict[Feed, str] = {}
+        self._conns: dict[Lane, str] = {}
         self._plans: dict[str, Sequence[Subscription]] = {}
         self._open: dict[str, None] = {}
         self._header: Callable[[int], bytes] | None = None
@@ -93,14 +93,15 @@ class Recorder:
 
     def begin(self, now_ns: int) -> None:
         """Begin to record: no session is open yet."""
-        private = set()
+        private: set[Lane] = set()
         for state in self._providers.values():
             for planned, feed in zip(state.config.connections, state.feeds, strict=True):
-                conn = f"{feed.name}/{feed.label}"
-                self._conns[feed] = conn
-                self._plans[conn] = planned.subscriptions
-                if any(s.channel in ACCOUNT_CHANNELS for s in planned.subscriptions):
-                    private.add(feed)
+                for lane in (feed, feed.second):
+                    conn = f"{lane.name}/{lane.key}"
+                    self._conns[lane] = conn
+                    self._plans[conn] = planned.subscriptions
+                    if any(s.channel in ACCOUNT_CHANNELS for s in planned.subscriptions):
+                        private.add(lane)
         if not self.config.journal.accounts:
             self.private = frozenset(private)
         self._header = self._snapshot(now_ns)
@@ -130,11 +131,11 @@ class Recorder:
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(self.journal.close)
 
-    def turn(self, feed: Feed) -> None:
+    def turn(self, feed: Lane) -> None:
         """Called after each batch of frames: hand over when enough waits. Cheap."""
         count = feed.stats.bytes
-        self._size += count - self._counted.get(feed, 0)
-        self._counted[feed] = count
+        self._size += count - self._counted.get(id(feed.stats), 0)
+        self._counted[id(feed.stats)] = count
         if len(self._pending) >= BATCH_RECORDS or self._size >= BATCH_BYTES:
             self._hand_over()
 
@@ -161,16 +162,16 @@ class Recorder:
 
     # -- hooks ---------------------------------------------------------------------------------------------------
 
-    def frame(self, feed: Feed) -> Callable[[Frame], object]:
+    def frame(self, feed: Lane) -> Callable[[Frame], object]:
         """A batch of frames begins; gives what takes each. HOT: the frames of a batch follow the connection's name."""
         self._append(self._conns[feed])
         return self._append
 
-    def asked(self, feed: Feed, what: str, now_ns: int, given: tuple[Any, ...]) -> None:
+    def asked(self, feed: Lane, what: str, now_ns: int, given: tuple[Any, ...]) -> None:
         """A provider will be asked something else than a frame."""
         if what == "opened":
             return  # stands in the record of the session's beginning
-        conn = f"{feed.name}/{feed.label}"
+        conn = f"{feed.name}/{feed.key}"
         if what == "tick":
             if not self._pending:
                 self._oldest = time.monotonic()
@@ -182,27 +183,27 @@ class Recorder:
         else:
             self._note(_VERBS.get(what, what), conn, now_ns)
 
-    def made(self, name: str, label: str, subscriptions: Sequence[Subscription], now_ns: int) -> None:
+    def made(self, name: str, key: str, subscriptions: Sequence[Subscription], now_ns: int) -> None:
         """A provider object is made for a connection that is about to be tried."""
-        conn = f"{name}/{label}"
+        conn = f"{name}/{key}"
         same = tuple(subscriptions) == tuple(self._plans.get(conn, ()))
         self._note("made", conn, now_ns, None if same else Changed(list(subscriptions)))
 
-    def session_opened(self, feed: Feed, now_ns: int) -> None:
-        conn = f"{feed.name}/{feed.label}"
+    def session_opened(self, feed: Lane, now_ns: int) -> None:
+        conn = f"{feed.name}/{feed.key}"
         self._open[conn] = None
         self._note("opened", conn, now_ns)
 
     def session_closed(
         self,
-        feed: Feed,
+        feed: Lane,
         error: SessionError | None,
         code: int | None,
         reason: str,
         decision: Decision | None,
         now_ns: int,
     ) -> None:
-        conn = f"{feed.name}/{feed.label}"
+        conn = f"{feed.name}/{feed.key}"
         self._open.pop(conn, None)
         ended = Ended(code=code, reason=reason)
         if error is not None:
@@ -211,8 +212,8 @@ class Recorder:
             ended.kind, ended.delay_secs, ended.attempt = decision.kind, decision.delay_secs, decision.attempt
         self._note("closed", conn, now_ns, ended)
 
-    def sent(self, feed: Feed, send: Send | Request, now_ns: int) -> None:
-        self._note("out", f"{feed.name}/{feed.label}", now_ns, send, 200)
+    def sent(self, feed: Lane, send: Send | Request, now_ns: int) -> None:
+        self._note("out", f"{feed.name}/{feed.key}", now_ns, send, 200)
 
     def watch(self, now_ns: int) -> None:
         """The intake looked for stale topics, and found some."""
@@ -229,7 +230,7 @@ class Recorder:
         """A status was published whose cause is not recorded: a replay leaves its number out."""
         self._note("aside", "", now_ns, Withheld(status=self.intake.status_topic.seq))
 
-    def outputs(self, feed: Feed, outputs: Sequence[Output]) -> None:
+    def outputs(self, feed: Lane, outputs: Sequence[Output]) -> None:
         """Look at what a private feed's provider gave: what brought it is not kept where it tells of an account."""
         if not any(isinstance(output, _TELLING) for output in outputs):
             return
@@ -242,7 +243,7 @@ class Recorder:
             return
         shared = self._providers[feed.name].shared
         data = Withheld(self.intake.status_topic.seq, getattr(shared, "_counter", None), size)
-        self._pending[-1] = ("withheld", f"{feed.name}/{feed.label}", now_ns, data)
+        self._pending[-1] = ("withheld", f"{feed.name}/{feed.key}", now_ns, data)
 
     def _note(self, do: str, conn: str, now_ns: int, data: Any = None, size: int = 100) -> None:
         if not self._pending:

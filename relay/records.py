@@ -14,7 +14,8 @@
     {"do":"aside","t":..,"data":{..}}                     statuses whose cause is not in the journal (Redis, the disk)
     {"do":"lost","t":..,"data":{..}}                      records that could not be written
 
-`t` is in ns since 1970. A record stands before what it causes.
+`t` is in ns since 1970. A record stands before what it causes. `conn` names a session: while a planned rollover has two
+of one connection, the second one ends with `+` (`binance/1+`), and keeps that name to its end.
 """
 
 import base64
@@ -25,7 +26,7 @@ from msgspec import Struct
 
 from relay.providers.base import Frame, Reply, Subscription
 
-FORMAT = 1
+FORMAT = 2
 """Raised when an older reader would misunderstand what is written."""
 
 
@@ -100,7 +101,8 @@ class Ended(Struct, omit_defaults=True):
     code: int | None = None
     reason: str = ""
     kind: str | None = None
-    """What was decided: retry, slow, fatal, until; None: nothing, it was stopped on purpose."""
+    """What was decided: retry, slow, fatal, until; joined, replaced: another session has taken over; None: nothing, it
+    was stopped on purpose."""
     delay_secs: float = 0.0
     attempt: int = 0
 

@@ -17,6 +17,7 @@ from relay.normalizer import Entry, Normalizer
 from relay.providers.base import Output, Provider, ProviderSpec, Subscription
 from relay.records import Changed, Ended, Header, Lost, Record, Withheld
 from relay.retry import Decision
+from relay.rollover import SECOND, label_of
 from relay.times import iso
 from relay.topics import Topics
 
@@ -133,7 +134,8 @@ class Replay:
         names = None if section.prefix is None else Topics(header.relay, header.templates, section.prefix)
         self._sources[name] = self.intake.source(name, spec, shared, section.subscriptions, origin=origin, names=names)
         for connection in section.connections:
-            self._plans[f"{name}/{connection.label}"] = connection.subscriptions
+            for key in (connection.label, connection.label + SECOND):
+                self._plans[f"{name}/{key}"] = connection.subscriptions
 
     def next_file(self, header: Header) -> None:
         """Go on with a later file of the same run."""
@@ -147,6 +149,9 @@ class Replay:
         """Records are missing before the current file: number on as it says, and do not trust any session's state."""
         self._note_topics()
         self._sessions.clear()
+        for source in self._sources.values():
+            source.sessions.clear()
+            source.rollovers.clear()
         if self.header.open:
             names = ", ".join(self.header.open[:5])
             self._tell(f"{why}: sessions in progress are joined in their middle ({names})")
@@ -268,6 +273,7 @@ class Replay:
         self._tell(f"{conn}: this session was open before the recording begins; what it knew is missing")
         session = self._make(conn, source, label, self._plans.get(conn, ()))
         session.open = True
+        source.sessions.setdefault(label_of(label), label)
         if session.provider is not None:
             try:
                 session.provider.opened(now_ns)

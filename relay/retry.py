@@ -28,7 +28,9 @@ class Policy:
 class Decision:
     """What follows from the end of a session: stop for good, or wait `delay_secs` and try again."""
 
-    kind: Literal["retry", "slow", "fatal", "until"]
+    kind: Literal["retry", "slow", "fatal", "until", "joined", "replaced"]
+    """`joined` and `replaced`: another session of the connection is there already, after a rollover that was complete,
+    or before it was."""
     delay_secs: float
     attempt: int
 

@@ -5,7 +5,7 @@ gap and staleness. Several routes may share a topic only where the config says `
 """
 
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Any, Protocol
 
 from relay import model
 from relay.model import ACCOUNT_CHANNELS, Header
@@ -99,6 +99,8 @@ class Source:
         self.closed_markets: set[str] = set()  # raw symbols; empty text: all of the source's
         self.reopened_ns: dict[str, int] = {}
         self.told_full = False
+        self.sessions: dict[str, str] = {}  # label of a connection -> key of the session that speaks for it
+        self.rollovers: dict[str, Any] = {}  # label of a connection -> its Rollover, while it has two sessions
 
     def market(self, raw: str, is_open: bool, now_ns: int) -> None:
         """Take note of a market (empty text: all of the source's) that is open or closed."""

@@ -1,15 +1,10 @@
 """A provider that numbers its messages and goes on whoever listens: Coinbase's protocol, a process of its own.
 
 `python numbered.py PORT RATE PRODUCTS` sends RATE messages a second over PRODUCTS products (P00-USD ...). A product's
-<<<<<<< HEAD
-trade ids follow the clock, so that what a relay has missed is known exactly. Every connection sees the same trades.
-A trade's price is its true number: it goes on where the trade ids begin anew.
+trade ids follow the clock, so that what a relay has missed is known exactly. Every connection sees the same trades,
+of the products that it asked for. A trade's price is its true number: it goes on where the trade ids begin anew.
 
 Each line on its input is a fault to play from now on (FAULTS, `none`); answered with the connects so far.
-=======
-trade ids follow the clock, so that what a relay has missed is known exactly. Every connection sees the same trades,
-of the products that it asked for.
->>>>>>> ac4c1b0 (wip)
 """
 
 import asyncio

@@ -298,13 +298,13 @@ def test_subscriptions_change_at_run_time() -> None:
     assert not wire.side.streams
 
 
-def test_server_shutdown_ends_the_session_soon() -> None:
+def test_server_shutdown_is_a_wish_for_a_new_session() -> None:
     wire = Wire(options(trades=("BTCUSDT",)), world(shutdown_secs=3))
-    wire.secs(4)
+    wire.secs(2)
+    assert wire.session.settled is True and not wire.session.renew
+    wire.secs(2)
     assert wire.statuses()[-1][0] == "notice"
-    with pytest.raises(SessionError) as caught:
-        wire.secs(3)
-    assert (caught.value.code, caught.value.action) == ("server_shutdown", "retry")
+    assert wire.session.renew, "the session itself goes on as long as the server lets it"
 
 
 def test_silent_streams_of_unverified_symbols_are_named() -> None:

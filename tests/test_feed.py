@@ -1,6 +1,7 @@
 """Sessions against real local servers: drop, refuse, stall, slow reader, text and binary, limits, REST, stop."""
 
 import asyncio
+import contextlib
 import logging
 import shutil
 import socket
@@ -10,8 +11,10 @@ from datetime import UTC, datetime
 from email.utils import format_datetime
 
 import anyio
+import anyio.lowlevel
 import pytest
 from websockets.asyncio.server import serve
+from websockets.exceptions import ConnectionClosed
 
 from relay import model
 from relay.clock import Clock
@@ -30,7 +33,7 @@ from relay.providers.base import (
     Shared,
     Subscription,
 )
-from relay.retry import Policy
+from relay.retry import Decision, Policy
 
 KEY = "k3y-that-nobody-may-see"
 
@@ -135,6 +138,9 @@ class Probe:
     def session_closed(self, feed, error, code, reason, decision, now_ns):
         self.closed.append((error, code, reason, decision))
         self._note("closed")
+
+    def joined(self, feed):
+        return True
 
     @property
     def errors(self):
@@ -317,7 +323,7 @@ async def test_a_full_handler_stops_the_reading_and_nothing_is_lost_or_called_de
             await probe.until(lambda: "waits for room" in probe.log)
             await anyio.sleep(0.4)  # longer than the silence and the pong may last
             assert feed.stats.frames == 0 and not probe.closed
-            assert len(feed._session.wire.waiting) < count  # the rest waits in the kernel and at the sender
+            assert len(feed._life.session.wire.waiting) < count  # the rest waits in the kernel and at the sender
             probe.let_go()
             await probe.until(lambda: len(probe.texts) == count)
             assert probe.texts[-1] == repr((f"{count - 1:0200}".encode(), False))
@@ -606,12 +612,142 @@ async def test_a_fatal_end_is_the_last_one():
     assert feed.decision.kind == "fatal" and len(probe.closed) == 1
 
 
-async def test_a_connection_that_the_provider_would_cut_is_renewed_before():
-    probe = Probe()
+async def test_where_one_connection_is_allowed_the_old_one_is_closed_before_the_new_one_is_opened():
+    probe, limits = Probe(), SharedLimits(Limits(connections_max=1))
     async with server(silent) as url:
-        async with running(make_feed(probe, url=url, renew_secs=0.2)):
+        async with running(make_feed(probe, url=url, renew_secs=0.2, shared_limits=limits)):
             await probe.until(lambda: len(probe.opened) == 2)
+            assert probe.log.index("closed") < len(probe.log) - probe.log[::-1].index("opened") - 1
     assert probe.errors[0].code == "renewed" and probe.decisions[0].delay_secs == 0
+
+
+class Rolling(Echo):
+    """Data come from the first frame on; `renew` is set by the test."""
+
+    def receive(self, frame):
+        return (model.Quote(raw_symbol="A", bid=frame.data.decode()),)
+
+
+async def numbers(ws):
+    for index in range(10_000):
+        await ws.send(str(index))
+        await anyio.sleep(0.005)
+
+
+async def test_a_session_to_be_renewed_goes_on_until_the_new_one_has_taken_over(monkeypatch):
+    monkeypatch.setattr("relay.feed.feed.OVERLAP_SECS", 0.1)
+    probe, codes = Probe(), []
+
+    async def handler(ws):
+        with contextlib.suppress(ConnectionClosed):
+            await numbers(ws)
+        codes.append(ws.close_code)
+
+    async with server(handler) as url:
+        feed = make_feed(probe, Rolling, url=url)
+        async with running(feed):
+            await probe.until(lambda: probe.outs)
+            old = feed.provider
+            old.renew = True
+            await probe.until(lambda: len(probe.opened) == 2)
+            assert not probe.closed and feed.provider is old
+            await probe.until(lambda: probe.closed)
+            assert probe.closed == [(None, 1000, "", Decision("joined", 0.0, 0))] and feed.live
+            assert feed.provider is probe.opened[1]
+        assert len(probe.closed) == 2
+    assert codes == [1000, 1000]
+    assert feed.stats.frames == feed.stats.gave and feed.stats.useless == 0
+
+
+@pytest.mark.parametrize("fatal", [False, True])
+async def test_a_new_session_that_is_refused_leaves_the_old_one_in_peace(fatal):
+    probe, refuse = Probe(), []
+
+    async def refused(connection, request):
+        return connection.respond(401 if fatal else 503, "") if refuse else None
+
+    async with server(numbers, process_request=refused) as url:
+        feed = make_feed(probe, Rolling, url=url)
+        async with running(feed):
+            await probe.until(lambda: probe.outs)
+            refuse.append(True)
+            old = feed.provider
+            old.renew = True
+            await probe.until(lambda: len(probe.closed) >= (1 if fatal else 3))
+            count = len(probe.outs)
+            await probe.until(lambda: len(probe.outs) > count + 20)
+            assert feed.provider is old and feed.live and len(probe.opened) == 1
+            kinds = {decision.kind for decision in probe.decisions}
+            assert kinds == ({"fatal"} if fatal else {"retry"})
+            if fatal:
+                assert len(probe.closed) == 1 and feed.stats.connects == 2, "it is not asked again"
+                return
+            refuse.clear()
+            await probe.until(lambda: feed.provider is not old)
+
+
+async def test_the_new_session_takes_over_at_once_when_the_old_one_breaks_off():
+    probe, open_ones = Probe(), []
+
+    async def handler(ws):
+        open_ones.append(ws)
+        if len(open_ones) == 1:
+            await numbers(ws)
+        await ws.wait_closed()  # the second one says nothing, so it proves nothing
+
+    async with server(handler) as url:
+        feed = make_feed(probe, Rolling, url=url)
+        async with running(feed):
+            await probe.until(lambda: probe.outs)
+            feed.provider.renew = True
+            await probe.until(lambda: len(probe.opened) == 2)
+            open_ones[0].transport.abort()
+            await probe.until(lambda: probe.closed)
+            assert probe.decisions == [Decision("replaced", 0.0, 0)] and feed.provider is probe.opened[1]
+            await anyio.lowlevel.checkpoint()
+            assert len(probe.opened) == 2
+
+
+async def test_an_old_session_that_breaks_off_before_the_new_one_is_open_is_an_ordinary_end():
+    probe, hold = Probe(), anyio.Event()
+    open_ones = []
+
+    async def held(connection, request):
+        if open_ones and not hold.is_set():
+            await hold.wait()
+
+    async def handler(ws):
+        open_ones.append(ws)
+        await numbers(ws)
+
+    async with server(handler, process_request=held) as url:
+        feed = make_feed(probe, Rolling, url=url)
+        async with running(feed):
+            await probe.until(lambda: probe.outs)
+            feed.provider.renew = True
+            with anyio.fail_after(5):
+                while feed.stats.connects < 2:  # noqa: ASYNC110 -- nobody is told of a try
+                    await anyio.sleep(0.01)
+            open_ones[0].transport.abort()
+            await probe.until(lambda: probe.closed)
+            assert probe.decisions[0].kind == "retry"
+            hold.set()
+            await probe.until(lambda: len(probe.opened) == 2)
+
+
+async def test_what_is_subscribed_during_a_rollover_goes_to_both_and_stop_ends_both():
+    probe = Probe()
+    async with server(numbers) as url:
+        feed = make_feed(probe, Rolling, url=url)
+        async with running(feed):
+            await probe.until(lambda: probe.outs)
+            feed.provider.renew = True
+            await probe.until(lambda: len(probe.opened) == 2)
+            feed.subscribe([Subscription("quotes", "B")])
+            await probe.until(lambda: len(probe.sends) == 2)
+        assert [one.data for one in probe.sends] == ["+B", "+B"]
+        assert [decision for *_, decision in probe.closed] == [None, None]
+        assert not feed.live
 
 
 # -- silence -------------------------------------------------------------------------------------------------------

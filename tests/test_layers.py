@@ -32,8 +32,8 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     (
         "helpers over the contract",
         named(
-            "config identity outbox routes intake normalizer lifecycle records replay difference holes spooled "
-            "conflation stats shards gathered held"
+            "config identity outbox routes rollover intake normalizer lifecycle records replay difference holes "
+            "spooled conflation stats shards gathered held"
         ),
     ),
     ("providers", frozenset()),  # relay.providers.<name>, each for itself

@@ -6,8 +6,8 @@ provider share, `rest` the calls that providers ask for.
 """
 
 from relay.feed.feed import Feed
-from relay.feed.handler import FeedStats, Handler
+from relay.feed.handler import FeedStats, Handler, Lane
 from relay.feed.limits import SharedLimits
 from relay.feed.session import BATCH_FRAMES
 
-__all__ = ["BATCH_FRAMES", "Feed", "FeedStats", "Handler", "SharedLimits"]
+__all__ = ["BATCH_FRAMES", "Feed", "FeedStats", "Handler", "Lane", "SharedLimits"]

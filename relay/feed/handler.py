@@ -2,14 +2,21 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from relay.errors import SessionError
-from relay.providers.base import Frame, Output, Provider, Reply, Request, Send
+from relay.providers.base import Frame, Output, Provider, ProviderSpec, Reply, Request, Send
 from relay.retry import Decision
 
-if TYPE_CHECKING:
-    from relay.feed.feed import Feed
+
+class Lane:
+    """What handlers are told of a session: whose it is. A feed is its own first lane, its second one serves rollovers.
+
+    `label` is the connection's, `key` the session's: the label, with a mark on the second lane.
+    """
+
+    def __init__(self, name: str, label: str, key: str, spec: ProviderSpec, stats: "FeedStats") -> None:
+        self.name, self.label, self.key, self.spec, self.stats = name, label, key, spec, stats
 
 
 class Handler(Protocol):
@@ -18,11 +25,11 @@ class Handler(Protocol):
     An error that it raises is not the session's: it ends `Feed.run`.
     """
 
-    frame: "Callable[[Feed], Callable[[Frame], object]] | None"
+    frame: Callable[[Lane], Callable[[Frame], object]] | None
     """Called for each batch of frames; what it gives is called with each frame before that is decoded (the journal).
     None: nobody listens."""
 
-    asked: "Callable[[Feed, str, int, tuple[Any, ...]], None] | None"
+    asked: Callable[[Lane, str, int, tuple[Any, ...]], None] | None
     """Called before a provider is asked anything else, with the method's name, the time and what is handed in besides
     (the journal); None: nobody listens."""
 
@@ -33,26 +40,26 @@ class Handler(Protocol):
     async def room(self) -> None:
         """Wait until it is not full any more."""
 
-    def session_opened(self, feed: "Feed", provider: Provider, now_ns: int) -> None: ...
-    def outputs(self, feed: "Feed", outputs: Sequence[Output], now_ns: int) -> None:
+    def session_opened(self, feed: Lane, provider: Provider, now_ns: int) -> None: ...
+    def outputs(self, feed: Lane, outputs: Sequence[Output], now_ns: int) -> None:
         """Take outputs; never empty. Hot."""
 
-    def batch_end(self, feed: "Feed") -> None:
+    def batch_end(self, feed: Lane) -> None:
         """Nothing more comes at once: flush."""
 
-    def sent(self, feed: "Feed", send: Send | Request) -> None:
+    def sent(self, feed: Lane, send: Send | Request) -> None:
         """Called right before it goes out."""
 
-    def replied(self, feed: "Feed", reply: Reply, now_ns: int) -> None:
+    def replied(self, feed: Lane, reply: Reply, now_ns: int) -> None:
         """Called before the provider gets the answer."""
 
-    def settled(self, feed: "Feed") -> None:
+    def settled(self, feed: Lane) -> None:
         """Called when the provider has taken an answer, before anything that follows from it goes out: what must
         outlive the process (a rotated token) is saved now."""
 
     def session_closed(
         self,
-        feed: "Feed",
+        feed: Lane,
         error: SessionError | None,
         code: int | None,
         reason: str,
@@ -60,6 +67,9 @@ class Handler(Protocol):
         now_ns: int,
     ) -> None:
         """A session ended, or could not be opened. `decision` None: it was stopped on purpose."""
+
+    def joined(self, feed: Lane) -> bool:
+        """Tell whether the second one of two sessions of a connection has brought all that the first one brings."""
 
 
 @dataclass

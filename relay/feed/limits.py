@@ -41,6 +41,10 @@ class SharedLimits:
         self.requests = Window(*limits.requests) if limits.requests else None
         self._connections = anyio.Semaphore(limits.connections_max) if limits.connections_max else None
 
+    def spare(self) -> bool:
+        """Tell whether one more connection is allowed right now."""
+        return self._connections is None or self._connections.value > 0
+
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[None]:
         """Hold the place of one connection; waits while the provider's number of them is reached."""

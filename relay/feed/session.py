@@ -19,7 +19,7 @@ from websockets.frames import BINARY
 
 from relay.errors import SessionError, SessionStale
 from relay.feed.connection import CLOSE_SECS, Wire, closing_error, host_of
-from relay.feed.handler import FeedStats, Handler
+from relay.feed.handler import FeedStats, Handler, Lane
 from relay.feed.limits import SharedLimits
 from relay.feed.rest import Rest, files_of
 from relay.lifecycle import fault
@@ -52,6 +52,7 @@ class Session:
     def __init__(
         self,
         feed: "Feed",
+        lane: Lane,
         provider: Provider,
         spec: Connect,
         wire: Wire,
@@ -63,7 +64,7 @@ class Session:
         healthy: Callable[[], None],
         renew_after: float | None,
     ) -> None:
-        self.feed, self.provider, self.spec, self.wire = feed, provider, spec, wire
+        self.feed, self.lane, self.provider, self.spec, self.wire = feed, lane, provider, spec, wire
         self.error: SessionError | None = None
         self.code: int | None = None
         self.reason = ""
@@ -73,9 +74,9 @@ class Session:
         self._ending = False  # `error` is settled; nothing more is read
         self._planned = False  # ended by us on purpose
         self._blocked: anyio.CancelScope | None = None  # waiting for the handler's room: silence is our own doing
-        self._carried = False  # data came
+        self.carried = False  # data came
         self._told: set[str] = set()
-        self._useless_before = stats.useless
+        self._useless = 0  # of the provider's, as far as counted
         self._changing = 0  # calls under way that change something at the provider
         self._outgoing: deque[Send | Request] = deque()
         self._to_send = anyio.Event()
@@ -95,7 +96,7 @@ class Session:
             async with anyio.create_task_group() as group:
                 self._group = group
                 now = self._clock()
-                self._handler.session_opened(self.feed, self.provider, now)
+                self._handler.session_opened(self.lane, self.provider, now)
                 self._ask(now, self.provider.opened, now, vital=True)
                 for wanted, subscriptions in pending:
                     self.change(wanted, subscriptions)
@@ -109,6 +110,11 @@ class Session:
             self.wire.transport.abort()
             with anyio.CancelScope(shield=True):
                 await self._rest.close()
+
+    @property
+    def gone(self) -> bool:
+        """Whether it is ending, or has ended."""
+        return self._ending
 
     def stop(self) -> None:
         """End it on purpose: frames that wait are not read any more, the peer gets a close."""
@@ -146,7 +152,7 @@ class Session:
         wire = self.wire
         now = self._clock()
         if self._handler.asked is not None:
-            self._handler.asked(self.feed, "closed", now, (now,))
+            self._handler.asked(self.lane, "closed", now, (now,))
         wish: SessionError | None = None
         try:
             last = self.provider.closed(now)
@@ -158,16 +164,19 @@ class Session:
         farewell = self._drain()
         if self._planned and not wire.lost:
             self._queue(farewell)
-        self._handler.batch_end(self.feed)
+        self._handler.batch_end(self.lane)
         if wire.lost and self.error is None and not self._planned:
             self.error, self.code, self.reason = closing_error(wire, self.spec)
             try:
-                wish = wish or self.provider.ended(self.code, self.reason, self._carried)
+                wish = wish or self.provider.ended(self.code, self.reason, self.carried)
             except Exception as error:
                 self._give(self._fault(error, None), now)
             self.error = wish or self.error
         elif isinstance(self.error, SessionStale):
             self.error = wish or self.error
+        if self._planned and not wire.lost:
+            self.code = 1000
+        self.feed.leaving(self)
         if wire.lost:
             return
         if self._planned:
@@ -175,7 +184,6 @@ class Session:
                 self._all_sent = anyio.Event()
                 with anyio.move_on_after(CLOSE_SECS):
                     await self._all_sent.wait()
-            self.code = 1000
         # a peer that has gone silent will not answer: the close goes out, nobody waits for it
         with anyio.move_on_after(GONE_SECS if isinstance(self.error, SessionStale) else CLOSE_SECS):
             await wire.hang_up()
@@ -183,23 +191,24 @@ class Session:
     # -- in --------------------------------------------------------------------------------------------------------
 
     async def _read(self) -> None:
-        feed, wire, handler, clock, stats = self.feed, self.wire, self._handler, self._clock, self._stats
+        feed, lane, wire, handler = self.feed, self.lane, self.wire, self._handler
+        clock, stats = self._clock, self._stats
         provider = self.provider
         waiting, popleft = wire.waiting, wire.waiting.popleft
         receive, to_send, outputs_to = provider.receive, provider.to_send, handler.outputs
         make = tuple.__new__
         while not self._ending:
             if not waiting:
-                handler.batch_end(feed)
+                handler.batch_end(lane)
                 if wire.lost:
                     return
                 await wire.wait()
                 continue
             if handler.full and feed.waits():
-                handler.batch_end(feed)
+                handler.batch_end(lane)
                 await self._room()
                 continue
-            record = handler.frame(feed) if handler.frame is not None else None
+            record = handler.frame(lane) if handler.frame is not None else None
             count = min(len(waiting), BATCH_FRAMES)
             index = size = gave = 0
             for index in range(count):  # noqa: B007
@@ -225,17 +234,17 @@ class Session:
                 if outputs:
                     if outputs[0].__class__ is not Seen:  # a number alone: the frame counts as useless
                         gave += 1
-                    outputs_to(feed, outputs, now)
-                    if not self._carried:
-                        self._carried = _has_data(outputs)
+                    outputs_to(lane, outputs, now)
+                    if not self.carried:
+                        self.carried = _has_data(outputs)
                 if sends:
                     self._queue(sends)
             stats.frames += index + 1
             stats.gave += gave
             stats.bytes += size
-            stats.useless = self._useless_before + provider.useless
+            self._count_useless()
             if waiting:
-                handler.batch_end(feed)
+                handler.batch_end(lane)
                 await asyncio.sleep(0)
 
     async def _room(self) -> None:
@@ -254,7 +263,7 @@ class Session:
         if self._ending:
             return
         if self._handler.asked is not None:
-            self._handler.asked(self.feed, question.__name__, now, given)
+            self._handler.asked(self.lane, question.__name__, now, given)
         try:
             outputs = question(*given)
         except SessionError as error:
@@ -272,10 +281,15 @@ class Session:
 
     def _give(self, outputs: Sequence[Output], now: int) -> None:
         if outputs:
-            self._handler.outputs(self.feed, outputs, now)
-            self._carried = self._carried or _has_data(outputs)
-            self._handler.batch_end(self.feed)
-        self._stats.useless = self._useless_before + self.provider.useless
+            self._handler.outputs(self.lane, outputs, now)
+            self.carried = self.carried or _has_data(outputs)
+            self._handler.batch_end(self.lane)
+        self._count_useless()
+
+    def _count_useless(self) -> None:
+        useless = self.provider.useless
+        self._stats.useless += useless - self._useless
+        self._useless = useless
 
     def _fault(self, error: Exception, data: bytes | None) -> Sequence[Output]:
         """Turn a fault of the provider's code into a reject; the session lives."""
@@ -325,7 +339,7 @@ class Session:
                 continue
             if item.subscribes and self._limits.subscribes is not None:
                 await self._limits.subscribes.take(item.subscribes)
-            self._handler.sent(self.feed, item)
+            self._handler.sent(self.lane, item)
             self._stats.sent += 1
             try:
                 await self.wire.send(item.data)
@@ -341,16 +355,16 @@ class Session:
         changes = request.method not in ("GET", "HEAD")
         self._changing += changes
         try:
-            reply = await self._rest.call(request, lambda: self._handler.sent(self.feed, request))
+            reply = await self._rest.call(request, lambda: self._handler.sent(self.lane, request))
             now = self._clock()
             if not self._ending:
-                self._handler.replied(self.feed, reply, now)
-                carried = self._carried
+                self._handler.replied(self.lane, reply, now)
+                carried = self.carried
                 self._ask(now, self.provider.replied, reply, now)
-                self._carried = carried  # an answer proves nothing of the stream
+                self.carried = carried  # an answer proves nothing of the stream
             elif changes:
                 self._too_late(reply, now)
-            self._handler.settled(self.feed)
+            self._handler.settled(self.lane)
         finally:
             self._changing -= changes
             self._replied.set()
@@ -387,11 +401,17 @@ class Session:
             step = moment - before
             before = moment
             age += step
-            if age >= (HEALTHY_SECS if self._carried else QUIET_HEALTHY_SECS):
+            if age >= (HEALTHY_SECS if self.carried else QUIET_HEALTHY_SECS):
                 self._healthy()
-            if self._renew_after is not None and age >= self._renew_after:
-                self.end(SessionError(f"{host}: renewed before the provider cuts it", code="renewed"))
-                return
+            aged = self._renew_after is not None and age >= self._renew_after
+            if aged or getattr(self.provider, "renew", False):
+                match self.feed.renewal(self):
+                    case "joined":
+                        self.stop()
+                        return
+                    case "alone":
+                        self.end(SessionError(f"{host}: renewed before the provider cuts it", code="renewed"))
+                        return
             step = min(step, 2 * TICK_SECS)
             behind = self._blocked is not None or bool(wire.waiting)  # what would break the silence is not read yet
             if wire.seen != seen or behind:

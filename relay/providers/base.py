@@ -333,10 +333,14 @@ class Provider(Protocol):
     replaces the usual reaction to that code.
 
     `subscriptions` are those dealt to this connection (see ProviderSpec.plan). `useless` counts known frames that gave
-    nothing (heartbeats, acks); the relay reads it for the conservation law.
+    nothing (heartbeats, acks); the relay reads it for the conservation law. `renew`: this session wishes to be
+    replaced by a new one (the provider said that it will close it). `settled`: everything that was asked for is
+    answered; None: that cannot be told, and data are the proof.
     """
 
     useless: int
+    renew: bool
+    settled: bool | None
 
     def __init__(self, options: Any, subscriptions: Sequence[Subscription], shared: Any) -> None: ...
     def connect(self) -> Connect: ...
@@ -358,6 +362,8 @@ class BaseProvider:
         self.options, self.shared = options, shared
         self.subscriptions = list(subscriptions)
         self.useless = 0
+        self.renew = False
+        self.settled: bool | None = None
         self._out: list[Send | Request] = []
 
     def opened(self, now_ns: int) -> Sequence[Output]:

@@ -274,8 +274,11 @@ class BinanceSide:
         after = self._knob("shutdown_secs")
         if after is not None and not self.told and now_ns - self.opened_ns >= after * SECOND_NS:
             self.told = True
-            return [self._wrap("!serverShutdown", {"e": "serverShutdown", "E": self._time(now_ns)})]
+            return self.ending(now_ns, 0)
         return []
+
+    def ending(self, now_ns: int, secs: float) -> list[Step]:
+        return [self._wrap("!serverShutdown", {"e": "serverShutdown", "E": self._time(now_ns)})]
 
     def jump(self) -> None:
         """Lose a market event of each symbol: trade ids and diffs jump."""

@@ -161,10 +161,12 @@ class CoinApiSide:
             self.scope.pop((kind, name, period), None)
             self.order = list(self.scope)
         if self.count == knobs.get("reconnect_after") and not self.close_ns:
-            secs = knobs.get("reconnect_secs", 10)
-            self.close_ns = now_ns + int(secs * SECOND_NS)
-            out.append(json.dumps({"type": "reconnect", "within_seconds": secs, "before_time": iso(self.close_ns)}))
+            out += self.ending(now_ns, knobs.get("reconnect_secs", 10))
         return out
+
+    def ending(self, now_ns: int, secs: float) -> list[Step]:
+        self.close_ns = now_ns + int(secs * SECOND_NS)
+        return [json.dumps({"type": "reconnect", "within_seconds": secs, "before_time": iso(self.close_ns)})]
 
     def tick(self, now_ns: int) -> list[Step]:
         if self.close_ns and now_ns >= self.close_ns:

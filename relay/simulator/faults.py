@@ -28,6 +28,10 @@ GARBAGE_TEXT: tuple[bytes, ...] = (
 GARBAGE_BINARY: tuple[bytes, ...] = (b"", b"\x00\x01\x02\xff", b"\x1f\x8b\x08\x00broken gzip", b"\xff" * 300)
 
 
+END_NOTICE_SECS = 5.0
+"""Time from the notice of a planned end to the end."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Faults:
     """The faults of one provider's side. The default: none."""
@@ -50,6 +54,9 @@ class Faults:
 
     drop_every_secs: float = 0
     """Abort TCP when a connection is this old; 0: never."""
+    end_secs: float = 0
+    """End a connection that is this old as planned: say so where the provider would, close with 1001 END_NOTICE_SECS
+    later; 0: never."""
     drop_after: int = 0
     """Abort TCP after n data messages; 0: never."""
     close_after: tuple[int, int] | None = None

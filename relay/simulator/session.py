@@ -12,7 +12,7 @@ from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 
 from relay.simulator.base import Close, Side, Step
-from relay.simulator.faults import Faults, garbage_binary, garbage_text
+from relay.simulator.faults import END_NOTICE_SECS, Faults, garbage_binary, garbage_text
 from relay.simulator.playback import SETTLE_SECS, Playing, Recording, passes
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ class Session:
     async def _pump(self) -> None:
         now_of = asyncio.get_running_loop().time
         opened_at = now = now_of()
-        tick_at = now + TICK_SECS
+        tick_at, ends_at = now + TICK_SECS, 0.0
         walk = Walk(self.side, self.simulator.rate_of(self.provider), now)
         while True:
             now = now_of()
@@ -149,6 +149,17 @@ class Session:
                 if now - opened_at >= faults.drop_every_secs:
                     return await self._drop("drop_every_secs")
                 wake_at = min(wake_at, opened_at + faults.drop_every_secs)
+            if faults.end_secs:
+                age = now - opened_at
+                if age >= faults.end_secs and not ends_at:
+                    ends_at = now + END_NOTICE_SECS
+                    self._count("end_secs")
+                    ending = getattr(self.side, "ending", None)
+                    if ending is not None:
+                        await self._send(ending(self.simulator.clock(), END_NOTICE_SECS))
+                if ends_at and now >= ends_at:
+                    return await self._flush([Close(1001, "simulated end")])
+                wake_at = min(wake_at, ends_at or opened_at + faults.end_secs)
             if now >= tick_at:
                 tick_at = now + TICK_SECS
                 await self._send(self._own(self.side.tick(self.simulator.clock())))

@@ -52,6 +52,11 @@ class Asking:
         self._names, self._next_id = names, next_id
         self._open: dict[int, _Ask] = {}
 
+    @property
+    def answered(self) -> bool:
+        """Whether everything that was asked for has been answered."""
+        return not self.out and not self._open
+
     def add(self, wanted: Iterable[tuple[Subscription, str]], now_ns: int) -> None:
         """Ask for streams that are not asked for yet."""
         new: list[Wanted] = []

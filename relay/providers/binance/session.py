@@ -7,7 +7,6 @@ import msgspec
 from msgspec import UNSET
 
 from relay.books import Rules
-from relay.errors import SessionError
 from relay.model import Status, Trade
 from relay.numbers import number
 from relay.providers.base import (
@@ -61,8 +60,6 @@ from relay.providers.binance.wire import (
 RENEW_SECS = 24 * 3600.0
 """A connection lives 24 hours at most."""
 PONG_SECS = 30.0
-SHUTDOWN_GRACE_NS = 2_000_000_000
-"""How long after `serverShutdown` the session goes on; the time ahead is not promised."""
 QUIET_NS = 60_000_000_000
 """A stream of an unverified symbol that said nothing for this long is named: wrong symbols are accepted in silence."""
 ROUTES_MAX = 4096
@@ -94,7 +91,6 @@ class Session(BaseProvider):
         self._waiting: dict[Subscription, None] = {}  # not asked for before the list names their symbols
         self._silent: dict[bytes, tuple[Subscription, int]] = {}  # stream -> what it is for, since when it is silent
         self._list_ns = shared.list_ns  # the list that this session has looked at
-        self._leave_ns: int | None = None
 
     # -- the connection ------------------------------------------------------------------------------------------
 
@@ -146,14 +142,13 @@ class Session(BaseProvider):
         return out
 
     def tick(self, now_ns: int) -> Sequence[Output]:
-        if self._leave_ns is not None and now_ns >= self._leave_ns:
-            raise SessionError("the server is about to shut down", code="server_shutdown")
         out: list[Output] = []
         if self.shared.list_ns != self._list_ns:
             out += self._listed(now_ns)  # another connection asked for it
         elif self._waiting and self.shared.list_failures >= LIST_TRIES:
             out += self._give_up_list(now_ns)
         self._asking.tick(now_ns)
+        self.settled = not self._waiting and self._asking.answered
         self._asking.check_left(len(self._waiting))
         out += self._rest.tick(now_ns)
         if self._silent:
@@ -375,8 +370,7 @@ class Session(BaseProvider):
         return (reject("unknown_type", name[:100], data),)
 
     def _shutdown(self, now_ns: int) -> Sequence[Output]:
-        if self._leave_ns is None:
-            self._leave_ns = now_ns + SHUTDOWN_GRACE_NS
+        self.renew = True  # the time ahead is not promised
         return (Status(event="notice", code="server_shutdown", text="the server is about to shut down"),)
 
     def _route(self, key: bytes, stream: str) -> Route | None:
