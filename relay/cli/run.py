@@ -129,6 +129,7 @@ async def _run(
     from relay.bridge import Bridge
     from relay.cli._screen import Screen
     from relay.config import secrets_of
+    from relay.errors import RelayError
     from relay.log import configure
     from relay.redaction import Redactor
     from relay.systemd import Notifier
@@ -152,6 +153,7 @@ async def _run(
         event("warning", str(warning))
     notifier = Notifier()
     bridge = Bridge(config, event, takeover=takeover, redactor=redactor, held=held)
+    ended: RelayError | None = None
     async with bridge.started():
         screen.banner(bridge)
         async with anyio.create_task_group() as tasks:
@@ -160,9 +162,13 @@ async def _run(
             tasks.start_soon(screen.progress, bridge)
             try:
                 await bridge.serve()
+            except RelayError as error:
+                ended = error  # raised in here it would come out in a group, and be shown with all its frames
             finally:
                 screen.close()
             tasks.cancel_scope.cancel()
+    if ended is not None:
+        raise ended
     event("info", "stopped")
 
 
