@@ -15,6 +15,7 @@ import anyio
 import pytest
 import redis
 from checker import Verdict, check, streams
+from clusters import Cluster
 from relays import Process, config_of, relay_of, until
 from servers import RedisServer
 from sinks import dose
@@ -270,6 +271,34 @@ def test_lines_of_shards_are_named() -> None:
     assert named("r-1", "relay 0.1") == "r-1 | relay 0.1"
     assert json.loads(named("r-1", '{"event": "x"}')) == {"shard": "r-1", "event": "x"}
     assert named("r-1", "{}") == "r-1 | {}"
+
+
+@pytest.mark.fault
+def test_topics_change_hands_in_a_cluster_too(tmp_path: Path) -> None:
+    """2 shards, 3, and 2 again over three primaries: each topic lies on a node of its own."""
+    cluster = Cluster(3, 0)
+    try:
+        with provider(rate=1000) as port, cluster.client() as client:
+
+            def entries() -> dict[str, list[tuple[str, bytes]]]:
+                return {name: [(i.decode(), f[b"data"]) for i, f in client.xrange(name)] for name in NAMES}
+
+            def runs() -> int:
+                """Runs of which every topic has data."""
+                trades = [[json.loads(body) for _, body in found] for found in entries().values()]
+                return min(len({one["run"] for one in found if one["type"] == "trade"}) for found in trades)
+
+            config = write(tmp_path, cluster.url, port)
+            for number, count in enumerate(("2", "3", "2"), 1):
+                with Process(tmp_path, "run", "-c", config, "--shards", count) as process:
+                    process.until(lambda number=number: runs() >= number, 30)
+                    assert process.stop(signal.SIGTERM, 15) == 0, process.text[-2000:]
+                    assert "another relay owns" not in process.text, process.text
+            verdict = check(entries())
+        assert verdict.right, str(verdict)
+        assert verdict.reasons == {"relay_down": 2 * len(NAMES)}
+    finally:
+        cluster.close()
 
 
 # -- killed under load -------------------------------------------------------------------------------------------
