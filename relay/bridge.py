@@ -415,9 +415,10 @@ class Bridge:
         state.notes[feed.label] = Note(now_ns)
         if self.recorder is not None:
             self.recorder.session_opened(feed, now_ns)
-        lifecycle.opened(self.intake, state.source, feed.key, now_ns)
+        second = lifecycle.opened(self.intake, state.source, feed.key, now_ns)
         self.sink.notify()
-        self.event("info", "connected", provider=feed.name, connection=feed.label)
+        text = "connected, to take over" if second else "connected"
+        self.event("info", text, provider=feed.name, connection=feed.label)
 
     def session_closed(
         self,
@@ -443,7 +444,8 @@ class Bridge:
             state.notes[feed.label] = Note(now_ns, text, due_ns)
             if decision.kind == "fatal":
                 state.stopped[feed.label], level = text, "error"
-        self.event(level, text, provider=feed.name, connection=feed.label, next=told.action)
+        what_next = {"next": told.action} if told.action else {}
+        self.event(level, text, provider=feed.name, connection=feed.label, **what_next)
 
     def joined(self, feed: Lane) -> bool:
         """Whether the second one of two sessions has brought all that the first one brings."""

@@ -439,6 +439,10 @@ class Intake:
         rollover = source.rollovers.pop(connection)
         self.take(source, rollover.new, rollover.finish(proven, _break), now_ns)
 
+    def not_replaced(self, source: Source, connection: str) -> None:
+        """The new one of two sessions ended first."""
+        source.rollovers.pop(connection).fail(_break)
+
     def watch(self, now_ns: int) -> int:
         """Mark topics stale whose last message is older than the channel's limit, publish quotes whose time has come.
 

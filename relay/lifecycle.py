@@ -20,18 +20,22 @@ class Told(NamedTuple):
     level: str = "warning"
 
 
-def opened(intake: Intake, source: Source, connection: str, now_ns: int) -> None:
-    """A WebSocket is open; the login has not begun. `connection` is the session's key."""
+def opened(intake: Intake, source: Source, connection: str, now_ns: int) -> bool:
+    """A WebSocket is open; the login has not begun. `connection` is the session's key.
+
+    Gives True where it is the second one of its connection, which is to take over.
+    """
     label = label_of(connection)
     speaks = source.sessions.get(label)
     if speaks is not None and speaks != connection:
         source.rollovers[label] = Rollover(source, speaks, connection, now_ns)
         text = "a second connection, which is to take over; the first one goes on"
         intake.status(source, Status(event="opened", code=label, text=text), now_ns)
-        return
+        return True
     source.sessions[label] = connection
     intake.opened(source, label)
     intake.status(source, Status(event="opened", code=label), now_ns)
+    return False
 
 
 def closed(
@@ -53,8 +57,7 @@ def closed(
         return _replaced(intake, source, rollover, decision is not None and decision.kind == "joined", text, now_ns)
     if source.sessions.get(connection, key) != key:
         if rollover is not None:
-            rollover.fail()
-            del source.rollovers[connection]
+            intake.not_replaced(source, connection)
         if decision is not None:
             return _not_renewed(intake, source, connection, error, text, decision, now_ns)
     else:
@@ -81,13 +84,13 @@ def _replaced(intake: Intake, source: Source, rollover: Rollover, proven: bool, 
     label = label_of(rollover.new)
     source.sessions[label] = rollover.new
     if proven:
-        text = f"{label}: a new connection has taken over, the old one is closed"
+        text = "a new connection has taken over, the old one is closed"
     else:
-        text = f"{label}: a new connection has taken over before it was ready, the old one ended: {why}"
-    status = Status(event="renewed", code=label, text=text, from_ns=rollover.begun_ns, to_ns=now_ns)
+        text = f"a new connection has taken over before it was ready, the old one ended: {why}"
+    status = Status(event="renewed", code=label, text=f"{label}: {text}", from_ns=rollover.begun_ns, to_ns=now_ns)
     intake.status(source, status, now_ns)
     intake.replaced(source, label, proven, now_ns)
-    return Told(text, "goes on", True, "info" if proven else "warning")
+    return Told(text, "", True, "info" if proven else "warning")
 
 
 def joined(source: Source, label: str) -> bool:
@@ -106,8 +109,8 @@ def _not_renewed(
     now_ns: int,
 ) -> Told:
     """A second connection failed; the first one goes on, nothing is missing."""
-    text, action = f"{label}: a second connection to take over failed: {why}", _action(decision)
-    status = Status(event="notice", code="not_renewed", text=text, action=f"the old one stays; {action}")
+    text, action = f"a second connection to take over failed: {why}", _action(decision)
+    status = Status(event="notice", code="not_renewed", text=f"{label}: {text}", action=f"the old one stays; {action}")
     if decision.kind != "fatal":
         status.until = now_ns + int(decision.delay_secs * 1e9)
     intake.status(source, status, now_ns)

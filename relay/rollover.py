@@ -39,7 +39,7 @@ def label_of(key: str) -> str:
 class _Strand:
     """What both sessions have said of one thing since the new one was opened."""
 
-    __slots__ = ("first", "kept", "last", "newest", "old", "waiting")
+    __slots__ = ("first", "kept", "last", "newest", "old", "taken", "waiting")
 
     def __init__(self) -> None:
         self.old = -1  # last number of the old session; 0 where it gave something without one
@@ -47,6 +47,7 @@ class _Strand:
         self.waiting: list[tuple[int, int, Header | Seen]] = []  # a heap by number; in order of arrival for books
         self.newest: Header | None = None  # last message of the old session, where there are no numbers
         self.kept: Header | None = None  # and of the new one
+        self.taken = False  # a book that comes from the new session already
 
 
 class Rollover:
@@ -63,10 +64,11 @@ class Rollover:
         is_old = key == self.old
         for message in outputs:
             cls = message.__class__
-            if cls is Status or cls is model.Reject:
-                # what the new session misses, the old one has
-                if is_old or not isinstance(message, Status) or message.event not in _BANDED:
-                    yield message
+            if cls is model.Reject:
+                yield message
+                continue
+            if isinstance(message, Status):
+                yield from self._status(message, is_old)
                 continue
             if isinstance(message, Seen):
                 channel: model.Channel = message.channel
@@ -90,12 +92,37 @@ class Rollover:
             elif isinstance(message, Seen):
                 if is_old:
                     yield message
+            elif strand.taken:
+                if is_old:
+                    self._repeat(message)
+                else:
+                    yield message
             elif is_old:
                 strand.old = 0
                 strand.newest = message
                 yield message
             else:
                 self._kept(strand, channel, message)
+
+    def _status(self, status: Status, is_old: bool) -> Iterator[Output]:
+        """What the new session misses, the old one has; and a book that the old one has no more, the new one may."""
+        strand = self._strands.get((model.BookSnapshot, status.raw_symbol)) if status.channel == "books" else None
+        if status.event not in _BANDED or strand is None:
+            if is_old or status.event not in _BANDED:
+                yield status
+        elif strand.taken:
+            if not is_old:
+                yield status
+        elif not is_old:
+            if status.event != "fresh":
+                self._forget(strand)
+        elif status.event == "stale" and strand.waiting:
+            strand.taken = True
+            yield from [message for _, _, message in strand.waiting]
+            self._waiting -= len(strand.waiting)
+            strand.waiting.clear()
+        else:
+            yield status
 
     def _numbered(
         self, strand: _Strand, name: object, message: Header | Seen, number: int, is_old: bool, contiguous: bool
@@ -174,10 +201,8 @@ class Rollover:
     def _is_joined(self, strand: _Strand, name: object) -> bool:
         if strand.first < 0:
             return strand.old < 0
-        if strand.waiting and _is_book(name):
-            return True
         if _is_book(name):
-            return strand.old < 0
+            return strand.taken or bool(strand.waiting) or strand.old < 0
         # a first message that the old session has not reached may have others before it
         return strand.first == 0 or strand.first < self._next(name) or (strand.old < 0 and self._next(name) < 0)
 
@@ -215,20 +240,25 @@ class Rollover:
                     self._repeat(strand.kept)
         return out
 
-    def fail(self) -> None:
+    def fail(self, break_: Break) -> None:
         """The new session is gone, the old one goes on: what waits has come, or will, from there."""
-        for strand in self._strands.values():
+        for name, strand in self._strands.items():
+            route = self.source.routes.get(name)
+            if strand.taken and route is not None:
+                break_(route, "disconnect")
             self._forget(strand)
             if strand.kept is not None:
                 self._repeat(strand.kept)
 
     def _may_miss(self, strand: _Strand | None, route: Route, step: str, proven: bool) -> bool:
+        if strand is not None and strand.taken:
+            return False
         if step == "contiguous" or not proven:
             return True  # the next number proves that nothing is missing
         if step:
             return strand is not None and strand.first >= 0 and not self._is_joined(strand, _name_of(route))
         if route.channel == "books":
-            return strand is None or not strand.waiting  # changes of nothing until its snapshot comes
+            return strand is None or not (strand.waiting or strand.taken)  # changes of nothing until its snapshot comes
         if route.channel in _EVENTS:
             return True
         if strand is not None and isinstance(strand.kept, model.Bar) and isinstance(strand.newest, model.Bar):

@@ -212,6 +212,27 @@ def test_a_book_is_taken_over_whole() -> None:
     assert two.balanced()
 
 
+def test_a_book_that_the_old_session_gives_up_is_taken_over_at_once() -> None:
+    def book(cls: Any, price: str) -> Any:
+        return cls(raw_symbol=RAW, symbol="BTC-USD", bids=[(price, "1")], asks=[])
+
+    stale = Status(event="stale", channel="books", raw_symbol=RAW)
+    two = Two()
+    two.give("1", book(BookSnapshot, "1"))
+    two.begin()
+    two.give("1+", book(BookSnapshot, "10"), stale)  # in doubt: nothing to take over yet
+    two.give("1", book(BookDelta, "2"))
+    assert not two.joined
+    two.give("1+", book(BookSnapshot, "11"), book(BookDelta, "12"))
+    two.give("1", stale)
+    two.give("1+", book(BookDelta, "13"))
+    two.give("1", book(BookDelta, "3"))
+    two.end()
+    two.give("1+", book(BookDelta, "14"))
+    assert [rows[0][0] for rows in two.published("books")] == ["1", "2", "11", "12", "13", "14"]
+    assert two.balanced()
+
+
 def test_a_new_session_that_fails_leaves_no_gap() -> None:
     two = Two()
     two.give("1", trade(1))
@@ -321,6 +342,8 @@ async def test_an_announced_end_makes_a_rollover_and_its_replay_gives_the_same(r
     assert verdict.right and verdict.gaps == 0 and verdict.data > 100, str(verdict)
     events = [m["event"] for m in renewals(redis_url, "sim.status.t")]
     assert events == ["renewed", "closed"], events
+    books = [found[:-1] for name, found in live.items() if "books." in name]  # the last entry: the relay has stopped
+    assert len(books) == 2 and not any(b'"event":"stale"' in body for found in books for _, body in found)
     assert not any(b'"event":"gap"' in body for found in live.values() for _, body in found)
     result = await anyio.to_thread.run_sync(
         lambda: replay(tmp_path / "journal", "--url", redis_url, "--into", "again.")
