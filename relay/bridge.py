@@ -158,7 +158,8 @@ class Bridge:
         if self.stopping:
             return False, "stopping"
         if self.sink.state != "flowing":
-            return False, f"Redis: {self.sink.state}"
+            away = ", ".join(self.sink.away)
+            return False, f"Redis: {self.sink.state}" + (f", away: {away}" if away else "")
         live, feeds = self.feeds_live()
         if not live and (feeds or self.config.shard is None):  # a shard to which nothing was dealt is well
             return False, "no feed is live"

@@ -13,7 +13,7 @@ from relay import __version__
 
 TOPICS_DEFAULT, TOPICS_MAX = 100, 1000
 BLOCKED_MAX = 20
-_STATES = ("flowing", "stopped", "starting", "holding", "lost")
+_STATES = ("flowing", "stopped", "starting", "degraded", "holding", "lost")
 """Of a sink, the better ones first."""
 
 
@@ -152,6 +152,7 @@ def _redis(found: Sequence[dict[str, Any]], own: Mapping[str, Any]) -> dict[str,
         "url": own["redis_url"],
         "bundled": own["bundled"],
         "state": max(states, key=lambda state: _STATES.index(state) if state in _STATES else 9, default="starting"),
+        "away": sorted({node for one in found for node in one.get("away", ())}),
         "calls": sum(one["calls"] for one in found),
         "call_ms": _worst([one["call_ms"] for one in found]),
         "entries": sum(one["entries"] for one in found),

@@ -89,6 +89,7 @@ METRICS: dict[str, About] = {
     "relay_outbox_age_seconds": About(GAUGE, "Age of the oldest entry that waits, in memory or in the spool."),
     "relay_outbox_full": About(GAUGE, "1: the feeds wait."),
     "relay_redis_up": About(GAUGE, "1: Redis takes what is written."),
+    "relay_redis_nodes_away": About(GAUGE, "Nodes of a cluster that take nothing: their topics wait."),
     "relay_redis_connects_total": About(COUNTER, "Connections opened to Redis."),
     "relay_redis_errors_total": About(COUNTER, "Errors of Redis by what was done about them.", ("reaction",)),
     "relay_redis_call_seconds": About(HISTOGRAM, "Duration of calls that append."),
@@ -332,6 +333,7 @@ def _redis(page: _Page, bridge: Running) -> None:
     page.put("relay_outbox_full", int(outbox.full))
     page.put("relay_topics_blocked", blocked)
     page.put("relay_redis_up", int(sink.state == "flowing"))
+    page.put("relay_redis_nodes_away", len(sink.away))
     page.histogram("relay_redis_call_seconds", done.durations)
     page.histogram("relay_redis_batch_entries", done.batches)
     for metric, value in (

@@ -114,6 +114,7 @@ def _redis(bridge: Running) -> dict[str, Any]:
         "url": shown_url(bridge.redis_url),
         "bundled": bridge.server is not None,
         "state": bridge.sink.state,
+        "away": bridge.sink.away,
         "calls": stats.calls,
         "call_ms": _quantiles(stats.durations) | {"max": stats.call_secs_max * 1000},
         "entries": stats.entries,

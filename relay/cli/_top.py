@@ -147,6 +147,8 @@ def _second(doc: dict[str, Any]) -> Text:
     redis, outbox = doc["redis"], doc["outbox"]
     text = Text("Redis ")
     text.append(redis["state"], "green" if redis["state"] == "flowing" else "red")
+    if redis.get("away"):
+        text.append(f" (away: {', '.join(redis['away'])})", "red")
     call = redis["call_ms"]
     text.append(f"  calls {_ms(call)}  waiting {outbox['entries']:,} ({size(outbox['bytes'])})")
     if outbox["full"]:

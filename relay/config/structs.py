@@ -52,7 +52,7 @@ class RedisConfig(Redacted, Struct, frozen=True, kw_only=True, forbid_unknown_fi
     streams_bytes_max: Annotated[
         int, Meta(ge=0, description="Memory that all streams of this relay together may take; 0: no bound.")
     ] = 1024 * 1024 * 1024
-    pubsub: Annotated[bool, Meta(description="Also PUBLISH each message on the channel of the topic's name.")] = True
+    pubsub: Annotated[bool, Meta(description="PUBLISH each message too (cluster: SPUBLISH), by its topic.")] = True
     port: Annotated[int, Meta(ge=1, le=65535, description="Embedded only: the port to take, or the next free one.")] = (
         6379
     )

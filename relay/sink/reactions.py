@@ -46,8 +46,11 @@ REACTIONS: tuple[tuple[str, Reaction, str], ...] = (
     ("MOVED", "cluster", "this is a Redis Cluster: begin redis.url with redis+cluster:// or rediss+cluster://"),
     ("ASK", "cluster", "this is a Redis Cluster: begin redis.url with redis+cluster:// or rediss+cluster://"),
     ("CROSSSLOT", "cluster", "this is a Redis Cluster: begin redis.url with redis+cluster:// or rediss+cluster://"),
-    ("ERR This instance has cluster support disabled", "cluster",
-     "this is no Redis Cluster: begin redis.url with redis:// or rediss://"),
+    (
+        "ERR This instance has cluster support disabled",
+        "cluster",
+        "this is no Redis Cluster: begin redis.url with redis:// or rediss://",
+    ),
     ("ERR unknown command", "unsupported", "this server has no functions; the relay needs Redis 7.0 or Valkey 7.2"),
     ("ERR Unknown Redis command", "unsupported", "a command that the relay needs is missing or renamed on this server"),
 )
