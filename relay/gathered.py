@@ -13,7 +13,7 @@ from relay import __version__
 
 TOPICS_DEFAULT, TOPICS_MAX = 100, 1000
 BLOCKED_MAX = 20
-_STATES = ("flowing", "stopped", "starting", "degraded", "holding", "lost")
+_STATES = ("flowing", "standby", "stopped", "starting", "degraded", "holding", "lost")
 """Of a sink, the better ones first."""
 
 
@@ -42,14 +42,15 @@ def metrics(pages: Mapping[str, str]) -> list[Metric]:
 
 
 def ready(standings: Sequence[Standing]) -> tuple[bool, str]:
-    """Tell whether all shards are ready, and if not, which is not and why."""
+    """Tell whether all shards are ready, and if not, which is not and why; `standby` where all of them stand by."""
     for one in standings:
         if one.document is None:
             why = "does not answer" if one.state == "up" else f"is not up: {one.why or one.state}"
             return False, f"shard {one.name} {why}"
         if not one.document["ready"]:
             return False, f"shard {one.name}: {one.document['why']}"
-    return True, "ready"
+    words = {one.document["why"] for one in standings if one.document is not None}
+    return True, words.pop() if len(words) == 1 else "ready"
 
 
 def status(
@@ -128,6 +129,7 @@ def _shard(one: Standing) -> dict[str, Any]:
         rates = [provider["rate"] for provider in doc["providers"]]
         out |= {
             "ready": doc["ready"],
+            "role": (doc.get("standby") or {}).get("role", ""),
             "run": doc["run"],
             "rate": None if None in rates else sum(rates),
             "topics": doc["topics_total"],

@@ -399,6 +399,9 @@ def test_one_shard_that_is_not_well_makes_all_not_ready() -> None:
     assert gathered.ready(away) == (False, "shard relay-2 is not up: waiting")
     bad = [standing(1, document([], ready=False, why="no feed is live")), standing(2, well)]
     assert gathered.ready(bad) == (False, "shard relay-1: no feed is live")
+    stands_by = document([], why="standby", standby={"role": "standby"})
+    assert gathered.ready([standing(1, stands_by), standing(2, stands_by)]) == (True, "standby")
+    assert gathered.ready([standing(1, stands_by), standing(2, well)]) == (True, "ready")
     lost = document([]) | {"redis": well["redis"] | {"state": "lost"}}
     assert gathered.status("r", [standing(1, well), standing(2, lost)], {}, OWN)["redis"]["state"] == "lost"
 

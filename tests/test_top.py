@@ -207,3 +207,19 @@ async def test_stranger_at_the_address_is_no_relay() -> None:
         with pytest.raises(Unreachable, match="this is no relay"):
             await anyio.to_thread.run_sync(document, f"http://127.0.0.1:{port}")
         tasks.cancel_scope.cancel()
+
+
+def test_shards_are_one_line_that_names_what_is_not_well() -> None:
+    shard = {"state": "up", "starts": 1, "ready": True, "rate": 12.0, "role": ""}
+    shards = [
+        shard | {"number": 1},
+        shard | {"number": 2, "role": "standby"},
+        shard | {"number": 3, "ready": False, "starts": 3},
+        {"number": 4, "state": "waiting", "starts": 2, "why": "ended by SIGKILL"},
+        {"number": 5, "state": "up", "starts": 1},
+    ]
+    (line,) = [str(line) for line in lines(document() | {"shards": shards}, View(), 200, None) if "shards" in str(line)]
+    assert line == (
+        "shards 5   1 12 msg/s  2 standby  3 NOT READY (2 restarts)  4 WAITING (ended by SIGKILL) (1 restarts)"
+        "  5 NO ANSWER"
+    )

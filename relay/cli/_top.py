@@ -170,10 +170,11 @@ def _shards(doc: dict[str, Any]) -> Text:
             text.append(f"{shard['state'].upper()}{why}", "red")
         elif "ready" not in shard:
             text.append("NO ANSWER", "yellow")
+        elif not shard["ready"]:
+            text.append("NOT READY", "red")
         else:
-            text.append(
-                f"{_rate(shard['rate'])} msg/s" if shard["ready"] else "NOT READY", "" if shard["ready"] else "red"
-            )
+            stands_by = shard["role"] not in ("", "active")
+            text.append(shard["role"] if stands_by else f"{_rate(shard['rate'])} msg/s")
         if shard["starts"] > 1:
             text.append(f" ({shard['starts'] - 1} restarts)", "yellow")
     return text
