@@ -11,10 +11,11 @@ RUN = 1_772_359_100_000
 
 
 class Writer:
-    """Appends and publishes numbered trades as the relay does; `run` and `seq` may be bent."""
+    """Appends and publishes numbered trades as the relay does; `run` and `seq` may be bent. `client`: of a cluster."""
 
-    def __init__(self, url: str, run: int = RUN) -> None:
-        self.client = redis.Redis.from_url(url)
+    def __init__(self, url: str, run: int = RUN, client: Any = None) -> None:
+        self.client = client or redis.Redis.from_url(url)
+        self._publish = "SPUBLISH" if isinstance(client, redis.RedisCluster) else "PUBLISH"
         self.run, self.ms = run, time.time_ns() // 1_000_000
         self.seqs: dict[str, int] = {}
 
@@ -35,7 +36,7 @@ class Writer:
         """Give the ids of what was written. Without `store` the number is used up and nothing is kept."""
         ids = []
         with self.client.pipeline(transaction=False) as pipe:
-            pipe.hset("relay:topics", topic, '{"kind":"trades"}')
+            pipe.hset("relay:topics", topic, '{"kind":"trades","provider":"acme","relay":"t"}')
             for _ in range(count):
                 self.ms += 1
                 seq = self.seqs[topic] = self.seqs.get(topic, 0) + 1
@@ -53,7 +54,7 @@ class Writer:
                 if store:
                     pipe.xadd(topic, {"data": body}, id=ids[-1])
                 if publish:
-                    pipe.publish(topic, body)
+                    pipe.execute_command(self._publish, topic, body)
             pipe.execute()
         return ids
 

@@ -82,6 +82,10 @@ READS = [
     ("HLEN", "relay:topics"),
     ("HKEYS", "relay:topics"),
     ("HGETALL", "relay:topics"),
+    # of a cluster, where test_opening.py reads as this user
+    ("CLUSTER", "SLOTS"),
+    ("ASKING",),
+    ("ROLE",),
 ]
 SHARES = [
     ("XGROUP", "CREATE", T, "g", "0"),
@@ -122,6 +126,9 @@ DANGERS = [
     ("FUNCTION", "FLUSH"),
     ("FUNCTION", "DELETE", "x"),
     ("REPLICAOF", "NO", "ONE"),
+    ("CLUSTER", "RESET"),
+    ("CLUSTER", "FAILOVER"),
+    ("SPUBLISH", "others", "x"),
     ("MONITOR",),
     ("SAVE",),
     ("GET", "somebody-elses"),

@@ -14,10 +14,15 @@ from relays import Process, config_of
 from sentinels import PASSWORD, SENTINELS_PASSWORD, SERVICE, Service, wait
 from servers import RedisServer
 from sinks import Relay, dose
+from streams import Writer
+from test_client import Reader, T, everything
 from test_faults import NAMES, provider
 from test_heal import put, relay_of, stored
 from test_spool import spool_in
 
+from relay.client import Client, Unreachable, reading
+from relay.client import sentinel as guide
+from relay.client.steps import Lost
 from relay.config import shown_url
 from relay.config.addresses import passwords_in
 from relay.keeping import _where
@@ -193,6 +198,71 @@ async def test_sentinel_that_does_not_help_is_told(service: Service, url: str, p
     async with relay.running(ready=False):
         told = await relay.told("lost")
     assert why in told["error"] and "no sentinel tells who the primary is" in told["error"]
+
+
+# -- readers -------------------------------------------------------------------------------------------------------
+
+
+async def test_reader_goes_where_the_sentinels_say(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guide, "WATCH_SECS", 0.1)
+    monkeypatch.setattr(reading, "BLOCK_SECS", 0.2)
+    monkeypatch.setattr(reading, "SWEEP_SECS", 0.2)
+    other = RedisServer("--requirepass", PASSWORD)
+    first = service.servers[0]
+    try:
+        with service.client(first) as one, service.client(other) as two:
+            ids = Writer("", client=one).put(T, 4)
+            two.xadd(T, {"data": one.xrange(T)[0][1]["data"]}, id=ids[0])  # a replica that lagged
+            client = Client(service.url, sentinel_password=SENTINELS_PASSWORD)
+            assert [item.id for item in client.read_sync(T, since="all", follow=False)] == ids
+            readers = [Reader(client.read(T, since="all", via=via)) for via in ("stream", "channel")]  # type: ignore[arg-type]
+            async with readers[0].running(), readers[1].running():
+                for reader in readers:
+                    await reader.got(ids)
+                service.sentinels[0].monitor(other)
+                for entry_id, fields in one.xrange(T)[1:]:  # healed
+                    two.xadd(T, fields, id=entry_id)
+                writer = Writer("", client=two)
+                writer.seqs[T] = 4
+                more = writer.put(T, 2)
+                for reader in readers:
+                    await reader.got(ids + more)
+                    assert reader.gaps == []
+                assert [item.id for item in client.read_sync(T, since="all", follow=False)] == ids + more
+    finally:
+        other.close()
+
+
+async def test_reader_is_told_why_no_sentinel_helps(service: Service) -> None:
+    for url, password, why in (
+        (service.url.replace(SERVICE, "other"), SENTINELS_PASSWORD, "monitors no service 'other'"),
+        (service.url, "wrong", "no sentinel tells who the primary is .*login"),
+        ("redis+sentinel://127.0.0.1:1/s", "", "127.0.0.1:1: "),
+    ):
+        client = Client(url, connect_secs=0.1, sentinel_password=password)
+        with pytest.raises(Unreachable, match=why):
+            await everything(client.read(T))
+        with pytest.raises(Unreachable, match=why):
+            list(client.read_sync(T))
+
+
+def test_reader_believes_the_newest_failover() -> None:
+    target = target_of("redis+sentinel://a,b/s")
+    assert target is not None
+    asked = guide.Guide(target, "", "")
+
+    def answer(port: int, epoch: int) -> list[Any]:
+        return [[b"h", b"%d" % port], [b"name", b"s", b"config-epoch", b"%d" % epoch]]
+
+    a, b = asked.begin()
+    assert asked.heard(a, answer(1, 5)) == ("h", 1) and asked.heard(b, answer(2, 6)) == ("h", 2)
+    assert asked.heard(a, answer(1, 5)) is None, "it missed the last failover"
+    asked.silent(a, "no answer")
+    assert asked.begin() == [b, a]
+    with pytest.raises(Lost, match="no sentinel tells"):
+        asked.ended()
+    assert asked.heard(a, answer(1, 0)) is None and asked.heard(b, answer(1, 0)) is None
+    assert asked.ended() == ("h", 1) and asked.heard(a, answer(1, 0)) == ("h", 1), "they were set up anew"
 
 
 # -- the whole, broken ---------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import fnmatch
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from relay.difference import Difference, Entry
@@ -12,12 +12,6 @@ from relay.replay import ReplayTopic
 
 CHUNK = 500
 PREFIX_OF_REPLAYS = "replay."
-
-
-def client_of(url: str, login: Mapping[str, Any]) -> Any:
-    import redis
-
-    return redis.Redis.from_url(url, decode_responses=False, legacy_responses=False, **login)
 
 
 def check_place(client: Any, prefix: str, replace: bool) -> str:

@@ -56,7 +56,13 @@ def command(
 
     from relay.dashboard.server import Dashboard, Settings, lists_of
     from relay.dashboard.state import Limits
+    from relay.opening import login_of
+    from relay.targets import target_of
 
+    try:
+        target_of(url or "")
+    except ValueError as error:
+        raise click.UsageError(f"--url {error}.") from None
     prefixes = [prefix] if prefix is not None else ["", loaded.redis.prefix if loaded else ""]
     try:
         dashboard = Dashboard(
@@ -67,7 +73,7 @@ def command(
                 accounts=accounts,
                 limits=Limits(_limits(loaded), all=stale_secs),
                 lists=lists_of(prefixes),
-                redis_options={} if url or loaded is None else _options(loaded),
+                redis_options={} if url or loaded is None or loaded.redis.url == "embedded" else login_of(loaded.redis),
             ),
             _address(url, loaded),
         )
@@ -111,21 +117,6 @@ def _address(url: str | None, config: "Config | None") -> Callable[[], str]:
             raise ConnectionError("no relay with a bundled server runs here") from None
 
     return read
-
-
-def _options(config: "Config") -> dict[str, Any]:
-    """Give what the config says of its own Redis beside the address."""
-    redis = config.redis
-    if redis.url == "embedded":
-        return {}
-    found = {
-        "username": redis.username,
-        "password": redis.password,
-        "ssl_ca_certs": redis.ca_file,
-        "ssl_certfile": redis.cert_file,
-        "ssl_keyfile": redis.key_file,
-    }
-    return {name: value for name, value in found.items() if value}
 
 
 def _limits(config: "Config | None") -> dict[tuple[str, str], float]:

@@ -127,19 +127,21 @@ class _Command:
     def redis(self) -> Any:
         """Connect, once; sets `url`, `prefix` and `client`."""
         if self.client is None:
-            from relay.cli._replay_redis import client_of
             from relay.cli.tail import _url
+            from relay.opening import opened
 
             path = self.given["config"] or "relay.yaml"
             self.url, self.prefix, login = (self.given["url"], "", {}) if self.given["url"] else _url(path)
             if self.given["url"] and (self.given["config"] or Path(path).exists()):
                 config = self.config()
                 self.prefix = config.redis.prefix if config else ""
-            self.client = client_of(self.url, login)
             import redis
 
             try:
+                self.client = opened(self.url, login)
                 self.client.ping()
+            except ValueError as error:
+                _fail(str(error))
             except redis.exceptions.RedisError as error:
                 _fail(f"Redis cannot be reached: {error}. Name a server with --url, or print with --stdout.")
         return self.client

@@ -37,14 +37,17 @@ def command(
     import redis
 
     from relay.cli._common import fail
+    from relay.opening import opened
 
     start = _start_id(since)
     found, prefix, login = (url, "", {}) if url else _url(config)
-    client = redis.Redis.from_url(found, decode_responses=False, legacy_responses=False, **login)
     colour = sys.stdout.isatty()
     try:
+        client = opened(found, login)
         _follow(client, prefix, topics, start, as_json, follow, colour)
-    except redis.exceptions.ConnectionError as error:
+    except ValueError as error:
+        fail(str(error))
+    except (redis.exceptions.ConnectionError, redis.exceptions.RedisClusterException) as error:
         fail(f"Redis cannot be reached: {error}. Is the relay running? Name another server with --url.")
     except redis.exceptions.RedisError as error:
         fail(f"Redis refused: {error}")
@@ -60,17 +63,13 @@ def _url(config: str) -> tuple[str, str, dict[str, Any]]:
     For the bundled server it is the address that the running relay left.
     """
     from relay.cli._common import fail, read_config
+    from relay.opening import login_of
 
     if not Path(config).exists():
         return "redis://127.0.0.1:6379", "", {}
     loaded = read_config(config)
     if loaded.redis.url != "embedded":
-        target = loaded.redis
-        login = {"username": target.username, "password": target.password}
-        if target.url.startswith("rediss:"):
-            files = {"ssl_ca_certs": target.ca_file, "ssl_certfile": target.cert_file, "ssl_keyfile": target.key_file}
-            login |= files
-        return str(target.url), str(target.prefix), {name: value for name, value in login.items() if value}
+        return str(loaded.redis.url), str(loaded.redis.prefix), login_of(loaded.redis)
     try:
         return (Path(loaded.state_dir) / "redis_url").read_text().strip(), str(loaded.redis.prefix), {}
     except OSError:
@@ -99,6 +98,8 @@ def _start_id(since: str | None) -> str | None:
 def _follow(
     client: Any, prefix: str, patterns: Iterable[str], start: str | None, as_json: bool, follow: bool, colour: bool
 ) -> None:
+    from relay.opening import newer
+
     patterns = list(patterns)
     last: dict[bytes, str | bytes] = {}
     first, told = True, False
@@ -124,7 +125,7 @@ def _follow(
                 print(f"waiting for topics that match {' '.join(patterns)}", file=sys.stderr)
             time.sleep(BLOCK_MS / 1000)
             continue
-        found = client.xread(last, count=READ_COUNT, block=BLOCK_MS if follow else None) or {}
+        found = newer(client, last, READ_COUNT, BLOCK_MS if follow else None)
         lines: list[tuple[bytes, bytes, bytes]] = []
         for topic, chunks in found.items() if isinstance(found, dict) else found:
             entries = chunks[0] if chunks and isinstance(chunks[0], list) else chunks

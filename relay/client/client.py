@@ -5,10 +5,13 @@ from __future__ import annotations
 import datetime
 import time
 from collections.abc import AsyncIterator, Iterator
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from relay.client.cursor import Cursor
 from relay.client.items import Gap, Item
+
+if TYPE_CHECKING:
+    from relay.client.wires import SyncWires, Wires
 
 Since = str | datetime.datetime | datetime.timedelta | None
 Via = Literal["auto", "stream", "channel"]
@@ -19,10 +22,12 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 class Client:
     """A reader of the relay's topics.
 
-    `url`: redis://, rediss:// or unix://, with user and password in it if wanted. `prefix`: as in relay.yaml (`sim.`
-    for made-up prices on a server that is not the bundled one); it goes before every name and glob given here.
-    `connect_secs`: the first connect of a read fails after this long with `Unreachable`; later losses are mended for
-    ever, by themselves. `options`: arguments of redis-py's Connection (username, password, ssl_ca_certs ...).
+    `url`: redis://, rediss:// or unix://, with user and password in it if wanted; redis+cluster://host:port,host:port;
+    or redis+sentinel://host:port,host:port/service (`sentinel_username`, `sentinel_password`: their own login).
+    `prefix`: as in relay.yaml (`sim.` for made-up prices on a server that is not the bundled one); it goes before every
+    name and glob given here. `connect_secs`: the first connect of a read fails after this long with `Unreachable`;
+    later losses are mended for ever, by themselves. `options`: arguments of redis-py's Connection (username, password,
+    ssl_ca_certs ...).
 
         client = Client("redis://127.0.0.1:6379")
         async for item in client.read("quotes.*"):
@@ -33,10 +38,18 @@ class Client:
     """
 
     def __init__(
-        self, url: str = "redis://127.0.0.1:6379", *, prefix: str = "", connect_secs: float = 10.0, **options: Any
+        self,
+        url: str = "redis://127.0.0.1:6379",
+        *,
+        prefix: str = "",
+        connect_secs: float = 10.0,
+        sentinel_username: str = "",
+        sentinel_password: str = "",
+        **options: Any,
     ) -> None:
         self.url, self.prefix = url, prefix
         self._connect_secs, self._options = connect_secs, options
+        self._sentinels = (sentinel_username, sentinel_password)
 
     def __repr__(self) -> str:
         scheme, _, rest = self.url.partition("://")
@@ -81,11 +94,8 @@ class Client:
             async with contextlib.aclosing(client.read("trades.BTC-USD", since="10m")) as items:
                 async for item in items: ...
         """
-        from relay.client.wires import Wires
-
         at = cursor if cursor is not None else Cursor()
-        wires = Wires(self.url, self._options, self._connect_secs)
-        return wires.run(self._reading(topics, at, since, via, follow), at, on_gap)
+        return self._wires().run(self._reading(topics, at, since, via, follow), at, on_gap)
 
     @overload
     def read_sync(
@@ -112,11 +122,8 @@ class Client:
 
         for item in client.read_sync("trades.*", since="all", follow=False): ...
         """
-        from relay.client.wires import SyncWires
-
         at = cursor if cursor is not None else Cursor()
-        wires = SyncWires(self.url, self._options, self._connect_secs)
-        return wires.run(self._reading(topics, at, since, via, follow), at, on_gap)
+        return self._sync_wires().run(self._reading(topics, at, since, via, follow), at, on_gap)
 
     def _reading(self, topics: tuple[str, ...], cursor: Cursor, since: Since, via: Via, follow: bool) -> Any:
         from relay.client.reading import Reading
@@ -124,7 +131,38 @@ class Client:
 
         if via not in ("auto", "stream", "channel"):
             raise ValueError(f"via={via!r}: it is auto, stream or channel")
-        return Reading(Topics(topics, self.prefix), cursor, start_id(since), via, follow).steps()
+        sharded = self.url.partition("://")[0].endswith("+cluster")
+        return Reading(Topics(topics, self.prefix), cursor, start_id(since), via, follow, sharded).steps()
+
+    def _wires(self) -> Wires:
+        from relay.client.wires import Wires
+        from relay.targets import target_of
+
+        target = target_of(self.url)
+        if target is None:
+            return Wires(self.url, self._options, self._connect_secs)
+        if target.kind == "cluster":
+            from relay.client.cluster import ClusterWires
+
+            return ClusterWires(target, self._options, self._connect_secs)
+        from relay.client.sentinel import Guide, SentinelWires
+
+        return SentinelWires(Guide(target, *self._sentinels), self._options, self._connect_secs)
+
+    def _sync_wires(self) -> SyncWires:
+        from relay.client.wires import SyncWires
+        from relay.targets import target_of
+
+        target = target_of(self.url)
+        if target is None:
+            return SyncWires(self.url, self._options, self._connect_secs)
+        if target.kind == "cluster":
+            from relay.client.cluster import SyncClusterWires
+
+            return SyncClusterWires(target, self._options, self._connect_secs)
+        from relay.client.sentinel import Guide, SyncSentinelWires
+
+        return SyncSentinelWires(Guide(target, *self._sentinels), self._options, self._connect_secs)
 
     # sharing
 
@@ -146,10 +184,7 @@ class Client:
 
         async for item in client.share("trades.*", group="risk", consumer=socket.gethostname()): ...
         """
-        from relay.client.wires import Wires
-
-        wires = Wires(self.url, self._options, self._connect_secs)
-        return wires.run(self._sharing(topics, group, consumer, since, claim_secs, follow), Cursor(), "yield")
+        return self._wires().run(self._sharing(topics, group, consumer, since, claim_secs, follow), Cursor(), "yield")
 
     def share_sync(
         self,
@@ -161,10 +196,9 @@ class Client:
         follow: bool = True,
     ) -> Iterator[Item | Gap]:
         """`share` without asyncio."""
-        from relay.client.wires import SyncWires
-
-        wires = SyncWires(self.url, self._options, self._connect_secs)
-        return wires.run(self._sharing(topics, group, consumer, since, claim_secs, follow), Cursor(), "yield")
+        return self._sync_wires().run(
+            self._sharing(topics, group, consumer, since, claim_secs, follow), Cursor(), "yield"
+        )
 
     def _sharing(
         self, topics: tuple[str, ...], group: str, consumer: str, since: Since, claim_secs: float, follow: bool

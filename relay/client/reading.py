@@ -80,11 +80,16 @@ def _noticed(topic: str, id: str, message: Message) -> Item | Gap:
 
 
 class Reading:
-    """One `read`. `since`: an entry id to start behind for topics without a cursor, None: what is new from now on."""
+    """One `read`. `since`: an entry id to start behind for topics without a cursor, None: what is new from now on.
 
-    def __init__(self, topics: Topics, cursor: Cursor, since: str | None, via: str, follow: bool) -> None:
+    `sharded`: channels belong to slots, so that no pattern can be subscribed to.
+    """
+
+    def __init__(
+        self, topics: Topics, cursor: Cursor, since: str | None, via: str, follow: bool, sharded: bool = False
+    ) -> None:
         self._topics, self._cursor, self._since, self._follow = topics, cursor, since, follow
-        self._via = via
+        self._via, self._sharded = via, sharded
         self._places: dict[str, Place] = {}
         self._begun_ms = 0
         self._out: list[tuple[Item | Gap, str, str, int]] = []  # taken and not yet handed out; the places are behind it
@@ -146,6 +151,9 @@ class Reading:
                 ]
             )
             for name, reply in zip(part, replies, strict=True):
+                if isinstance(reply, Lost) and self._begun_ms:
+                    self._topics.forget()  # its node is away: it is found again
+                    continue
                 if isinstance(reply, Exception):
                     raise reply
                 for id, data in rows_of(reply):
@@ -153,7 +161,7 @@ class Reading:
                 if name not in places:
                     places[name] = Place(open=True)  # nothing there yet
         self._places.update(places)
-        return names
+        return [*places]
 
     # by stream
 
@@ -230,7 +238,7 @@ class Reading:
 
     def _channels(self) -> Steps:
         topics = self._topics
-        by_name = not topics.globs
+        by_name = self._sharded or not topics.globs
         if not by_name:
             try:
                 yield Subscribe(topics.names, topics.redis_globs)

@@ -125,7 +125,7 @@ class Sharing:
         for name, reply in zip(names, made, strict=True):
             if not isinstance(reply, Exception) or "BUSYGROUP" in str(reply):
                 self._joined[name] = ("", 0)
-            elif "key to exist" in str(reply):
+            elif "key to exist" in str(reply) or (isinstance(reply, Lost) and self._begun):
                 self._waiting.append(name)
             else:
                 raise reply
@@ -160,7 +160,7 @@ class Sharing:
             replies = yield Calls([("XAUTOCLAIM", name, *claim) for name in part])
             for topic, reply in zip(part, replies, strict=True):
                 if isinstance(reply, Exception):
-                    if "NOGROUP" in str(reply):
+                    if "NOGROUP" in str(reply) or isinstance(reply, Lost):
                         continue  # the next read finds it out
                     raise reply
                 rows = rows_of(row for row in reply[1] if row)

@@ -34,7 +34,10 @@ class Call(NamedTuple):
 
 
 class Calls(NamedTuple):
-    """Commands sent together; the result has a reply each, a Refused in the place of a refused one."""
+    """Commands sent together; the result has a reply each, a Refused in the place of a refused one.
+
+    Of a cluster also a Lost, where one node is away and the others are not.
+    """
 
     commands: list[tuple[Any, ...]]
 
@@ -126,10 +129,15 @@ class Topics:
         listed: list[str] = [*self.names] if first else []
         if self.globs:
             replies = yield Calls([("HLEN", key) for key in self._lists])
+            if isinstance(replies[0], Lost) and not first:
+                return []  # the node of the list is away; the topics that are known go on
             sizes = [reply if isinstance(reply, int) else None for reply in replies]
             if sizes != self._sizes or now >= self._next_anyway:
                 self._next_anyway = now + DISCOVER_ANYWAY_SECS
                 replies = yield Calls([("HKEYS", key) for key in self._lists])
+                if isinstance(replies[0], Lost) and not first:
+                    self._sizes = []
+                    return []
                 if isinstance(
                     replies[0], Exception
                 ):  # the other list is an offer: who may not read it has no use for it

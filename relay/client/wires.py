@@ -19,7 +19,15 @@ from redis import connection as sync_connection
 from redis.asyncio import connection as asyncio_connection
 from redis.asyncio.retry import Retry as AsyncioRetry
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, AuthorizationError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import (
+    AskError,
+    AuthenticationError,
+    AuthorizationError,
+    MovedError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
 from redis.retry import Retry
 
 from relay.client.cursor import Cursor
@@ -52,12 +60,14 @@ def _options(
     }
 
 
-def _translate(error: BaseException) -> BaseException:
-    """Turn what redis-py and the socket raise into ours; others pass."""
+def translate(error: BaseException) -> BaseException:
+    """Turn what redis-py and the socket raise into ours; others, and ours, pass."""
     while isinstance(error, RedisError) and error.args and isinstance(error.args[0], RedisError):
         error = error.args[0]  # so wrapped by redis-py on unix sockets
     if isinstance(error, (AuthenticationError, AuthorizationError)):
         return Refused(f"login: {error}")
+    if isinstance(error, AskError):  # MovedError is one too
+        return Moved(error.slot_id, error.host, error.port, asking=not isinstance(error, MovedError))
     if isinstance(error, ResponseError) and not isinstance(error, ReadOnlyError):
         code = getattr(error, "status_code", None)  # redis-py takes some codes off the text
         text = str(error)
@@ -75,9 +85,19 @@ def _subscriptions(step: Subscribe) -> list[tuple[Any, ...]]:
     return commands
 
 
-def _published(reply: list[Any]) -> list[tuple[str, bytes]]:
+def published(reply: list[Any]) -> list[tuple[str, bytes]]:
     """A message out of a push: ["message", channel, data] or ["pmessage", pattern, channel, data]."""
-    return [(reply[-2].decode(), reply[-1])] if reply[0] in (b"message", b"pmessage") else []
+    return [(reply[-2].decode(), reply[-1])] if reply[0] in (b"message", b"pmessage", b"smessage") else []
+
+
+class Moved(Refused):
+    """A node of a cluster names another one, for a slot (MOVED) or for this time only (ASK)."""
+
+    def __init__(self, slot: int, host: str, port: int, *, asking: bool) -> None:
+        super().__init__(
+            f"{'ASK' if asking else 'MOVED'} {slot} {host}:{port}: a cluster's address is redis+cluster://"
+        )
+        self.slot, self.host, self.port, self.asking = slot, host, port, asking
 
 
 class _First:
@@ -110,7 +130,7 @@ class _Both:
 
     def _failed(self, error: BaseException) -> BaseException:
         """Say what a failure means, and tell of a loss."""
-        found = _translate(error)
+        found = translate(error)
         if isinstance(found, Lost):
             self._first.failed(found)
         return found
@@ -172,34 +192,18 @@ class Wires(_Both):
         self._first.opened()
 
     async def _open(self) -> Any:
-        options = _options(self._url, self._options, AsyncioRetry(NoBackoff(), 0), asyncio_connection.parse_url)
-        options["socket_timeout"] = None  # ours, around each exchange
-        connection = options.pop("connection_class", asyncio_connection.Connection)(**options)
         try:
-            async with asyncio.timeout(ANSWER_SECS):
-                await connection.connect()
+            return await connect(self._url, self._options, ANSWER_SECS)
         except Exception as error:
-            await _drop(connection)
             raise self._failed(error) from error
-        return connection
 
     async def _exchange(self, commands: Sequence[tuple[Any, ...]], wait: float) -> list[Any]:
-        connection = self._commands
-        if connection is None:
+        if self._commands is None:
             raise Lost("not connected")
-        replies: list[Any] = []
         try:
-            async with asyncio.timeout(wait + ANSWER_SECS):
-                packed = b"".join([hiredis.pack_command(command) for command in commands])
-                await connection.send_packed_command(packed, check_health=False)
-                for _ in commands:
-                    try:
-                        replies.append(await connection.read_response(disable_decoding=True, timeout=math.inf))
-                    except ResponseError as error:
-                        replies.append(_reply_error(error))
+            return await exchange(self._commands, commands, wait + ANSWER_SECS)
         except Exception as error:
             raise self._failed(error) from error
-        return replies
 
     async def _subscribe(self, step: Subscribe) -> None:
         if self._channels is None:
@@ -213,10 +217,10 @@ class Wires(_Both):
                 while left:
                     reply = await connection.read_response(disable_decoding=True, timeout=math.inf)
                     left -= reply[0] in SUBSCRIBED
-                    self._pushed += _published(reply)
+                    self._pushed += published(reply)
         except Exception as error:
             self._channels = None
-            await _drop(connection)
+            await drop(connection)
             raise self._failed(error) from error
 
     async def _receive(self, secs: float) -> list[tuple[str, bytes]]:
@@ -227,7 +231,7 @@ class Wires(_Both):
                 reply = await connection.read_response(disable_decoding=True, timeout=wait, disconnect_on_error=False)
                 if reply is None:
                     break
-                found += _published(reply)
+                found += published(reply)
                 wait = 0.0
         except Exception as error:
             if found:
@@ -241,19 +245,48 @@ class Wires(_Both):
         self._pushed = []
         for connection in both:
             if connection is not None:
-                await _drop(connection)
+                await drop(connection)
+
+
+async def connect(url: str, given: dict[str, Any], secs: float) -> Any:
+    """Open one connection. Raises what redis-py does."""
+    options = _options(url, given, AsyncioRetry(NoBackoff(), 0), asyncio_connection.parse_url)
+    options["socket_timeout"] = None  # ours, around each exchange
+    connection = options.pop("connection_class", asyncio_connection.Connection)(**options)
+    try:
+        async with asyncio.timeout(secs):
+            await connection.connect()
+    except BaseException:
+        await drop(connection)
+        raise
+    return connection
+
+
+async def exchange(connection: Any, commands: Sequence[tuple[Any, ...]], secs: float) -> list[Any]:
+    """Send commands together; a reply each, a Refused in the place of a refused one. Raises as redis-py."""
+    replies: list[Any] = []
+    async with asyncio.timeout(secs):
+        packed = b"".join([hiredis.pack_command(command) for command in commands])
+        await connection.send_packed_command(packed, check_health=False)
+        for _ in commands:
+            try:
+                replies.append(await connection.read_response(disable_decoding=True, timeout=math.inf))
+            except ResponseError as error:
+                replies.append(_reply_error(error))
+    return replies
+
+
+async def drop(connection: Any) -> None:
+    """Close a connection without waiting for the other side."""
+    with contextlib.suppress(Exception):
+        await connection.disconnect(nowait=True)
 
 
 def _reply_error(error: ResponseError) -> Refused:
-    found = _translate(error)
+    found = translate(error)
     if isinstance(found, Refused):
         return found
     raise found from error
-
-
-async def _drop(connection: Any) -> None:
-    with contextlib.suppress(Exception):
-        await connection.disconnect(nowait=True)
 
 
 class SyncWires(_Both):
@@ -312,33 +345,18 @@ class SyncWires(_Both):
         self._first.opened()
 
     def _open(self) -> Any:
-        options = _options(self._url, self._options, Retry(NoBackoff(), 0), sync_connection.parse_url)
-        options["socket_timeout"] = ANSWER_SECS
-        connection = options.pop("connection_class", sync_connection.Connection)(**options)
         try:
-            connection.connect()
+            return connect_sync(self._url, self._options, ANSWER_SECS)
         except Exception as error:
-            with contextlib.suppress(Exception):
-                connection.disconnect()
             raise self._failed(error) from error
-        return connection
 
     def _exchange(self, commands: Sequence[tuple[Any, ...]], wait: float) -> list[Any]:
-        connection = self._commands
-        if connection is None:
+        if self._commands is None:
             raise Lost("not connected")
-        replies: list[Any] = []
         try:
-            packed = b"".join([hiredis.pack_command(command) for command in commands])
-            connection.send_packed_command([packed], check_health=False)
-            for _ in commands:
-                try:
-                    replies.append(connection.read_response(disable_decoding=True, timeout=wait + ANSWER_SECS))
-                except ResponseError as error:
-                    replies.append(_reply_error(error))
+            return exchange_sync(self._commands, commands, wait + ANSWER_SECS)
         except Exception as error:
             raise self._failed(error) from error
-        return replies
 
     def _subscribe(self, step: Subscribe) -> None:
         if self._channels is None:
@@ -351,7 +369,7 @@ class SyncWires(_Both):
             while left:
                 reply = connection.read_response(disable_decoding=True, timeout=2 * ANSWER_SECS)
                 left -= reply[0] in SUBSCRIBED
-                self._pushed += _published(reply)
+                self._pushed += published(reply)
         except Exception as error:
             self._channels = None
             with contextlib.suppress(Exception):
@@ -363,7 +381,7 @@ class SyncWires(_Both):
         connection, wait = self._channels, 0.0 if found else secs
         try:
             while len(found) < BATCH and connection.can_read(timeout=wait):
-                found += _published(connection.read_response(disable_decoding=True, timeout=ANSWER_SECS))
+                found += published(connection.read_response(disable_decoding=True, timeout=ANSWER_SECS))
                 wait = 0.0
         except Exception as error:
             if found:
@@ -378,3 +396,31 @@ class SyncWires(_Both):
             if connection is not None:
                 with contextlib.suppress(Exception):
                     connection.disconnect()
+
+
+def connect_sync(url: str, given: dict[str, Any], secs: float) -> Any:
+    """See `connect`."""
+    options = _options(url, given, Retry(NoBackoff(), 0), sync_connection.parse_url)
+    options["socket_timeout"] = secs
+    connection = options.pop("connection_class", sync_connection.Connection)(**options)
+    try:
+        connection.connect()
+    except BaseException:
+        with contextlib.suppress(Exception):
+            connection.disconnect()
+        raise
+    return connection
+
+
+def exchange_sync(connection: Any, commands: Sequence[tuple[Any, ...]], secs: float) -> list[Any]:
+    """See `exchange`; `secs`: for each reply."""
+    replies: list[Any] = []
+    connection.send_packed_command(
+        [b"".join([hiredis.pack_command(command) for command in commands])], check_health=False
+    )
+    for _ in commands:
+        try:
+            replies.append(connection.read_response(disable_decoding=True, timeout=secs))
+        except ResponseError as error:
+            replies.append(_reply_error(error))
+    return replies

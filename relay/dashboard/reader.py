@@ -11,7 +11,7 @@ from typing import Any
 
 import anyio
 import msgspec
-import redis.asyncio
+import redis.exceptions
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
@@ -20,6 +20,7 @@ from relay import codec
 from relay.dashboard.rows import PRICED, Row, TopicInfo
 from relay.dashboard.state import Board
 from relay.dashboard.views import item
+from relay.opening import close, newer_async, opened_async
 
 EVERY_SECS = 0.15
 """Pause between two looks; a browser sees a price at most this and one way later."""
@@ -75,11 +76,9 @@ class Reader:
             await anyio.sleep(RETRY_SECS)
 
     async def _session(self) -> None:
-        client: Any = redis.asyncio.Redis.from_url(
+        client: Any = opened_async(
             self._address(),
-            **{
-                "decode_responses": False,
-                "legacy_responses": False,
+            {
                 "socket_timeout": ANSWER_SECS,
                 "socket_connect_timeout": ANSWER_SECS,
                 "retry": Retry(NoBackoff(), 0),
@@ -94,7 +93,7 @@ class Reader:
         finally:
             self._client = None
             with anyio.CancelScope(shield=True):
-                await client.aclose()
+                await close(client)
 
     async def _follow(self, client: Any) -> None:
         list_at = sweep_at = 0.0
@@ -178,13 +177,12 @@ class Reader:
         names = [name for name in self.last if name in self.topics]
         if not names:
             return
-        ids = [self.last[name] for name in names]
         try:
-            found = await client.execute_command("XREAD", "COUNT", READ_COUNT, "STREAMS", *names, *ids)
+            found = await newer_async(client, {name: self.last[name] for name in names}, READ_COUNT)
         except redis.exceptions.ResponseError:
             await self._drop_wrong(client, names)
             return
-        for key, reply in (found or {}).items():
+        for key, reply in found.items():
             name = key.decode(errors="surrogateescape")
             entries = _entries(reply)
             info = self.topics.get(name)
@@ -196,7 +194,7 @@ class Reader:
         """One key that is no stream, or that we may not read, must not hide the others."""
         pipeline = client.pipeline(transaction=False)
         for name in names:
-            pipeline.execute_command("XREAD", "COUNT", 1, "STREAMS", name, "$")
+            pipeline.execute_command("XREVRANGE", name, "+", "-", "COUNT", 1)
         wrong = [n for n, r in zip(names, await pipeline.execute(raise_on_error=False), strict=True) if _refused(r)]
         if not wrong:
             raise ConnectionError("the server refuses to be read")
