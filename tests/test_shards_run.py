@@ -120,7 +120,11 @@ def test_two_shards_are_one_relay(tmp_path: Path) -> None:
         process.process.send_signal(signal.SIGHUP)
         process.until(lambda: "configuration refused" in process.text)
         pids = {number: shard["pid"] for number, shard in shards_of(tmp_path).items()}
+        os.kill(pids[1], signal.SIGTERM)  # as systemd does: all processes of the unit, the supervisor among them
         assert process.stop(signal.SIGTERM, 15) == 0, process.text
+        assert {f"t-{number}" for number in pids} <= {
+            json.loads(line).get("shard") for line in process.text.splitlines() if '"event": "stopped"' in line
+        }, "each has drained"
         assert not any(_is_alive(pid) for pid in pids.values())
         assert "another relay owns" not in process.text
         assert "not accounted for" not in process.text

@@ -229,6 +229,8 @@ async def _signals(bridge: "Bridge", event: Any, reread: "Callable[[], Awaitable
                     notifier.tell("READY=1")
                 continue
             seen += 1
+            if seen > 1 and bridge.held is not None:
+                continue  # systemd tells all of us, our supervisor tells us again; it ends us by SIGKILL if need be
             if seen > 1:
                 if bridge.server is not None:
                     bridge.server.kill()
