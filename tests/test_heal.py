@@ -174,6 +174,24 @@ async def test_healing_that_is_refused_for_a_while_leaves_no_hole(
         tasks.cancel_scope.cancel()
 
 
+async def test_no_more_is_sent_again_than_a_stream_holds(
+    server: RedisServer, client: "redis.Redis", spool: Spool
+) -> None:
+    relay = relay_of(server.url, spool, stream_length_max=500)
+    async with relay.running():
+        put(relay, "long", 3000)
+        put(relay, "short", 400)
+        await relay.drained()
+        client.flushall()
+        await relay.told("healed")
+        assert relay.event("healed") == {"topics": 2, "entries": 900}
+        put(relay, "long", 10)
+        await relay.drained()
+    assert [seq for _, seq in stored(client, "long")][-510:] == list(range(2501, 3011))
+    assert [seq for _, seq in stored(client, "short")] == list(range(1, 401))
+    assert "hole" not in relay.kinds()
+
+
 async def test_beyond_retention_a_gap_says_what_is_missing(
     server: RedisServer, client: "redis.Redis", spool: Spool
 ) -> None:

@@ -19,9 +19,15 @@ Piece = tuple[Topic, list[str], list[bytes]]
 
 
 class Healer:
-    """`start` topics, then `step` and `sent` until `topics` is empty. All state but this is in the topics."""
+    """`start` topics, then `step` and `sent` until `topics` is empty. All state but this is in the topics.
 
-    def __init__(self, link: Link, outbox: Outbox, run: int, hole: Callable[[Topic, Status], None]) -> None:
+    `length_max`: of a stream that is empty no more than these newest entries are sent: the rest would be trimmed.
+    """
+
+    def __init__(
+        self, link: Link, outbox: Outbox, run: int, hole: Callable[[Topic, Status], None], length_max: int
+    ) -> None:
+        self._length_max = length_max
         self._link, self._outbox, self._run, self._hole = link, outbox, run, hole
         self.topics: dict[Topic, str] = {}
         """Topics that are healed, with the id up to which they were read."""
@@ -82,6 +88,9 @@ class Healer:
                 if topic in self._whole or order(entry_id) <= order(self.topics[topic]):
                     continue
                 ids, data = batch[topic]
+                if topic.last == NOTHING and not ids and self._is_beyond(topic, entry_id):
+                    self.topics[topic], self._tails[topic] = entry_id, body
+                    continue
                 if not follows(self.topics[topic], entry_id):
                     self._gap(topic, ids, data, entry_id, body)
                 if order(entry_id) <= order(topic.acked):
@@ -136,6 +145,11 @@ class Healer:
         self._whole.add(topic)
         if not ids:
             topic.last = topic.acked
+
+    def _is_beyond(self, topic: Topic, entry_id: str) -> bool:
+        """Tell whether an entry is further from the newest than a stream is long: numbers begin anew in each run, so
+        that too few are left out where the newest run is shorter than that, and none once one has been sent."""
+        return order(entry_id)[1] <= order(topic.acked)[1] - self._length_max
 
     async def _ask_tails(self) -> None:
         """Read the newest entry of topics: its number begins the gap, if there is one."""

@@ -51,7 +51,7 @@ class Lane:
         self._claim = lanes.claim
         self._link = Link(lanes.router.server_at(address), lanes.client_name)
         self._pace = Pace(lanes.stats)
-        self._healer = Healer(self._link, lanes.outbox, lanes.run_ms, lanes.hole)
+        self._healer = Healer(self._link, lanes.outbox, lanes.run_ms, lanes.hole, lanes.options[0])
         self._ledger = Ledger(
             outbox=lanes.outbox,
             claim=lanes.claim,

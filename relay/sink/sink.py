@@ -89,7 +89,7 @@ class Sink:
         self._keeper = Keeper(self._link, self._claim, outbox, retention_ms, settings.streams_bytes_max)
         self._pace = Pace(self.stats)
         self._said: tuple[str, Any] = ("", None)
-        self._healer = Healer(self._link, outbox, run, self._hole)
+        self._healer = Healer(self._link, outbox, run, self._hole, settings.stream_length_max)
         self._moves = Moves(self._claim, outbox, layout) if layout is not None else None
         self._ledger = Ledger(
             outbox=outbox,
