@@ -4,8 +4,6 @@ It runs inside our task group and leaves signals alone. Names by which it may be
 points its own name at this machine must not read prices), and it holds no secret.
 """
 
-import contextlib
-import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import msgspec
 
+from relay import serving
 from relay.config.structs import HttpConfig
 from relay.errors import RelayError
 
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 REQUESTS_MAX = 32
 """Served at one time; more are told 503. A scraper, a probe and a few people at `relay top` need a handful."""
 IDLE_SECS = 15
-_LOCAL = ("localhost", "127.0.0.1", "[::1]")
 _INDEX = """relay
 
 /metrics      for Prometheus
@@ -54,14 +52,9 @@ class HttpServer:
     def __init__(self, config: HttpConfig, pages: Pages) -> None:
         self._config, self._pages = config, pages
         self._stopping = anyio.Event()
-        family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-        self._socket = socket.socket(family, socket.SOCK_STREAM)
         try:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            self._socket.bind((config.host, config.port))
-            self._socket.listen(REQUESTS_MAX)
+            self._socket = serving.bound(config.host, config.port, backlog=REQUESTS_MAX)
         except OSError as error:
-            self._socket.close()
             why = error.strerror or str(error)
             raise RelayError(f"http: {config.host}:{config.port} cannot be had: {why}; change `http.port`") from error
         self.port: int = self._socket.getsockname()[1]
@@ -69,8 +62,7 @@ class HttpServer:
     @property
     def url(self) -> str:
         """Where to look from this machine."""
-        host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(self._config.host, self._config.host)
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+        return serving.url_of(self._config.host, self.port)
 
     def close(self) -> None:
         """Give the address back; needed where `run` was never called."""
@@ -86,40 +78,10 @@ class HttpServer:
                 self._stopping.set()
 
     async def _serve(self) -> None:
-        import uvicorn
-
-        stopping = self._stopping
-
-        class Quiet(uvicorn.Server):
-            """Leaves signals to us, and sleeps until it is stopped: no ten looks a second."""
-
-            def capture_signals(self) -> contextlib.AbstractContextManager[None]:  # type: ignore[override]
-                return contextlib.nullcontext()
-
-            async def main_loop(self) -> None:
-                await self.on_tick(0)
-                await stopping.wait()
-
-        settings = uvicorn.Config(
-            app(self._pages, (*_LOCAL, *_named(self._config))),
-            lifespan="off",
-            log_config=None,
-            log_level="warning",
-            access_log=False,
-            ws="none",
-            server_header=False,
-            date_header=False,
-            limit_concurrency=REQUESTS_MAX,
-            timeout_keep_alive=IDLE_SECS,
-            timeout_graceful_shutdown=1,
-        )
+        served = app(self._pages, (*serving.names_of(self._config.host), *self._config.hosts))
+        server = serving.server(served, self._stopping, limit_concurrency=REQUESTS_MAX, timeout_keep_alive=IDLE_SECS)
         with anyio.CancelScope(shield=True):  # `run` ends it, so that requests are answered and sockets closed
-            await Quiet(settings).serve(sockets=[self._socket])
-
-
-def _named(config: HttpConfig) -> tuple[str, ...]:
-    host = f"[{config.host}]" if ":" in config.host else config.host
-    return (*(() if config.host in ("0.0.0.0", "::", "") else (host,)), *config.hosts)
+            await server.serve(sockets=[self._socket])
 
 
 def app(pages: Pages, hosts: tuple[str, ...]) -> "Starlette":

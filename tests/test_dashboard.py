@@ -16,11 +16,12 @@ from relays import until
 
 from relay import codec, model
 from relay.dashboard import Dashboard, Settings
-from relay.dashboard.guard import HEADERS, LOCAL, Guard, host_of
+from relay.dashboard.guard import HEADERS, Guard, host_of
 from relay.dashboard.hub import NEWS_MAX, ROWS_A_MESSAGE, Hub
 from relay.dashboard.rows import TopicInfo
 from relay.dashboard.server import FILES, SEND_BUFFER, lists_of
 from relay.dashboard.state import ROWS_MAX, Board, Limits
+from relay.serving import LOCAL
 
 S = 1_000_000_000
 T0 = 1_772_359_200 * S

@@ -38,7 +38,7 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     ),
     ("providers", frozenset()),  # relay.providers.<name>, each for itself
     ("table of providers", named("providers")),
-    ("opening", named("opening")),  # below the IO, whose modules do not import one another
+    ("below the IO", named("opening serving")),  # what several of its modules share
     ("IO", named("client clock dashboard embedded feed systemd http journal log sink state_files spool")),
     (
         "whole",

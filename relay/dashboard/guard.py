@@ -15,7 +15,6 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-LOCAL = ("localhost", "127.0.0.1", "[::1]")
 POLICY = "; ".join(
     (
         "default-src 'none'",

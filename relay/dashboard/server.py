@@ -4,7 +4,6 @@ It runs inside our task group, leaves signals alone, and binds to loopback unles
 who reaches the port reads the prices.
 """
 
-import contextlib
 import hashlib
 import logging
 import socket
@@ -21,7 +20,8 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from relay.dashboard.guard import LOCAL, Guard
+from relay import serving
+from relay.dashboard.guard import Guard
 from relay.dashboard.hub import Client, Hub
 from relay.dashboard.reader import Reader
 from relay.dashboard.state import Board, Limits
@@ -84,8 +84,7 @@ class Dashboard:
     @property
     def url(self) -> str:
         """Where to look from this machine."""
-        host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(self._settings.host, self._settings.host)
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+        return serving.url_of(self._settings.host, self.port)
 
     def close(self) -> None:
         """Give the address back; needed where `run` was never called."""
@@ -102,45 +101,19 @@ class Dashboard:
                 self._stopping.set()
 
     async def _serve(self) -> None:
-        import uvicorn
-
-        stopping = self._stopping
-
-        class Quiet(uvicorn.Server):
-            """Leaves signals to us, and sleeps until it is stopped: no ten looks a second."""
-
-            def capture_signals(self) -> contextlib.AbstractContextManager[None]:  # type: ignore[override]
-                return contextlib.nullcontext()
-
-            async def main_loop(self) -> None:
-                await self.on_tick(0)
-                await stopping.wait()
-
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # a page that goes away is no news
-        settings = uvicorn.Config(
-            self.app(),
-            lifespan="off",
-            log_config=None,
-            log_level="critical",
-            access_log=False,
-            ws="none",
-            server_header=False,
-            date_header=False,
-            limit_concurrency=REQUESTS_MAX,
-            timeout_keep_alive=15,
-            timeout_graceful_shutdown=1,
+        server = serving.server(
+            self.app(), self._stopping, log_level="critical", limit_concurrency=REQUESTS_MAX, timeout_keep_alive=15
         )
         with anyio.CancelScope(shield=True):  # `run` ends it, so that sockets are closed
-            await Quiet(settings).serve(sockets=[self._socket])
+            await server.serve(sockets=[self._socket])
 
     def app(self) -> Guard:
         """Make the ASGI application."""
         routes = [Route(path, self._file(path), methods=["GET"]) for path in FILES]
         routes.append(Route("/events", self._events, methods=["GET"]))
         routes.append(Route("/watch", self._watch, methods=["POST"]))
-        own = self._settings.host
-        named = () if own in ("0.0.0.0", "::", "") else (f"[{own}]" if ":" in own else own,)
-        return Guard(Starlette(routes=routes), (*LOCAL, *named, *self._settings.hosts))
+        return Guard(Starlette(routes=routes), (*serving.names_of(self._settings.host), *self._settings.hosts))
 
     def _file(self, path: str) -> Callable[[Request], Any]:
         body, kind = self._files[path]
@@ -210,16 +183,10 @@ def _load() -> dict[str, tuple[bytes, str]]:
 
 
 def _bind(host: str, port: int) -> socket.socket:
-    found = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     try:
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
-        found.bind((host, port))
-        found.listen(REQUESTS_MAX)
+        return serving.bound(host, port, backlog=REQUESTS_MAX, send_buffer=SEND_BUFFER)
     except OSError as error:
-        found.close()
         raise RelayError(f"{host}:{port} cannot be had: {error.strerror or error}; choose another --port") from error
-    return found
 
 
 def lists_of(prefixes: Iterable[str]) -> tuple[str, ...]:

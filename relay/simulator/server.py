@@ -7,11 +7,10 @@ plays recordings in place of made-up data, and does wrong what `Faults` asks for
 import asyncio
 import ipaddress
 import logging
-import socket
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from random import Random
 from types import TracebackType
@@ -23,6 +22,7 @@ from websockets.http11 import Request, Response
 from websockets.protocol import State
 from websockets.typing import Subprotocol
 
+from relay import serving
 from relay.simulator.base import Answer, SideSpec, World
 from relay.simulator.faults import NO_FAULTS, Faults
 from relay.simulator.playback import Playback, Recording
@@ -333,40 +333,11 @@ class Simulator:
     # -- REST ----------------------------------------------------------------------------------------------------
 
     async def _start_rest(self) -> None:
-        import uvicorn
-
         stopping = asyncio.Event()
-
-        class Quiet(uvicorn.Server):
-            """Leaves signals to whoever runs us, and sleeps until it is stopped: no ten looks a second."""
-
-            def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
-                return nullcontext()
-
-            async def main_loop(self) -> None:
-                await self.on_tick(0)
-                await stopping.wait()
-
-        family = socket.AF_INET6 if ":" in self.host else socket.AF_INET
-        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock = serving.bound(self.host, self.rest_port)
         try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind((self.host, self.rest_port))
-            # from here on a client may connect: it waits in the backlog until uvicorn's start-up is through
-            sock.listen()
             self.rest_port = sock.getsockname()[1]
-            config = uvicorn.Config(
-                self._app(),
-                lifespan="off",
-                log_config=None,
-                log_level="warning",
-                access_log=False,
-                ws="none",
-                server_header=False,
-                date_header=False,
-                timeout_graceful_shutdown=1,
-            )
-            rest = Quiet(config)
+            rest = serving.server(self._app(), stopping)
             task = asyncio.create_task(rest.serve(sockets=[sock]), name="simulator REST")
             self._rest = _Rest(rest, task, stopping)
         except BaseException:
