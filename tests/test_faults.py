@@ -21,13 +21,9 @@ import anyio
 import pytest
 import redis
 from checker import Verdict, check, streams
-from relays import ROOT, Process, config_of, relay_of, until
+from relays import ROOT, Process
 from servers import Proxy, RedisServer, free_port
 from sinks import dose
-
-from relay import stats
-from relay.simulator.faults import Faults
-from relay.simulator.server import Simulator
 
 pytestmark = [pytest.mark.fault, pytest.mark.usefixtures("timed")]
 
@@ -471,59 +467,6 @@ def test_full_disk_of_the_server_loses_nothing(tmp_path: Path) -> None:
             assert verdict.right and verdict.gaps == 0, str(verdict)
         finally:
             server.close()
-
-
-PROVIDER_FAULTS: dict[str, tuple[Faults, bool]] = {
-    "drop": (Faults(drop_after=200), True),
-    "close": (Faults(close_after=(200, 1012)), True),
-    "reconnect storm": (Faults(accept_and_close=1013), False),
-    "refused upgrade": (Faults(refuse_upgrade=503), False),
-    "mute": (Faults(mute=True), False),
-    "slow": (Faults(slow_secs=0.01), True),
-    "garbage": (Faults(garbage_every=5, binary_garbage_every=7), True),
-    "jump": (Faults(jump_every=20), True),
-    "repeat": (Faults(repeat_every=5), True),
-    "stall": (Faults(stall_after=100), False),
-}
-"""Each provider fault, and whether data goes on to come while it is played."""
-
-
-@pytest.mark.parametrize("name", PROVIDER_FAULTS)
-async def test_provider_fault_is_survived_and_told(name: str, redis_url: str, tmp_path: Path) -> None:
-    faults, goes_on = PROVIDER_FAULTS[name]
-    products = ["BTC-USD", "ETH-USD", "SOL-USD"]
-    names = [f"trades.{product}" for product in products]
-    async with Simulator(["coinbase"], rate=500) as simulator:
-        text = f"""
-name: t
-redis: {{url: {redis_url}, stream_length_max: 1000000}}
-providers:
-  coinbase:
-    url: {simulator.url("coinbase")}
-    trades: [{", ".join(products)}]
-"""
-        async with relay_of(config_of(text, tmp_path)) as running:
-            counts = running.bridge.providers["coinbase"].source.counts
-            feed = running.bridge.providers["coinbase"].feeds[0]
-            await until(lambda: counts.published > 200)
-            simulator.set_faults(faults)
-            if name in ("reconnect storm", "refused upgrade"):
-                simulator.drop()
-            made = counts.made
-            await anyio.sleep(1.5)
-            assert not goes_on or counts.made > made + 20
-            simulator.set_faults(Faults())
-            if name in ("stall", "mute"):
-                simulator.drop()  # the watchdogs take longer than a test should (tests/test_feed.py has them)
-            elif name == "reconnect storm":
-                assert 1 < feed.stats.connects < 12, "it backs off"
-            made = counts.made
-            await until(lambda: counts.made > made + 200, 20)
-        assert stats.frames([feed.stats]).difference == 0
-        assert stats.messages([counts]).difference == 0
-    verdict = check(streams(redis_url, names))
-    print(f"\n{name}: {verdict}")
-    assert verdict.right and verdict.data > 400, str(verdict)
 
 
 # -- the controls: what every library does by default must fail here ------------------------------------------------

@@ -62,6 +62,7 @@ CLUSTER_REACTIONS: tuple[tuple[str, Reaction, str], ...] = (
     ("CROSSSLOT", "block", "the topic's stream and its writer key lie in different slots"),
 )
 UNKNOWN: tuple[Reaction, str] = ("wait", "Redis gave an error that the relay does not know")
+"""It may mean the server or one topic: a topic that is refused again while others pass is blocked (`suspects`)."""
 
 
 def reaction(reply: str, *, cluster: bool = False) -> tuple[Reaction, str]:
