@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import msgspec
 
-from relay import lifecycle, model, stats
+from relay import lifecycle, model, notes, stats
 from relay.clock import Clock
 from relay.config import EMBEDDED, SIMULATED_PREFIX, Config, ProviderConfig, data_dir_of, names_of, secrets_of
 from relay.embedded import EmbeddedServer
@@ -25,7 +25,7 @@ from relay.keeping import Keeping
 from relay.model import Status
 from relay.outbox import Outbox
 from relay.overview import Overview, Summary
-from relay.provider_state import Note, ProviderState
+from relay.provider_state import ProviderState
 from relay.providers.base import Frame, Provider, Reply, Request, Send, Shared, Subscription
 from relay.redaction import Redactor
 from relay.repeats import Repeats
@@ -33,6 +33,7 @@ from relay.retry import Decision
 from relay.saying import Saying
 from relay.shards import Layout, whole_of
 from relay.sink import Sink, sink_to
+from relay.standby import Standby
 from relay.state_files import StateFiles
 from relay.tidings import TIDINGS
 from relay.topics import Topics
@@ -96,6 +97,8 @@ class Bridge:
         self.http: HttpServer | None = None
         self.reloading = anyio.Lock()
         self.start_feed: Callable[[Feed], None] = lambda feed: None  # until the first contact none is started
+        self.standby: Standby | None = None
+        self.writes = not config.standby.enabled  # else when it is our turn
         self.sink: Sink
         self.intake: Intake
 
@@ -157,6 +160,8 @@ class Bridge:
         """Tell whether Redis is up and a feed is live, and if not, what is missing."""
         if self.stopping:
             return False, "stopping"
+        if self.standby is not None and not self.standby.live:
+            return self.standby.ready()
         if self.sink.state != "flowing":
             away = ", ".join(self.sink.away)
             return False, f"Redis: {self.sink.state}" + (f", away: {away}" if away else "")
@@ -172,6 +177,8 @@ class Bridge:
         self.keeping = Keeping(config, self.clock, prefix, self.event, self.sink_event)
         self.run = self.clock() // 1_000_000
         self.outbox = self.keeping.outbox
+        if config.standby.enabled:
+            self.standby = Standby(self, config.standby)
         self.sink = sink_to(
             url=self.redis_url,
             settings=config.redis,
@@ -183,6 +190,9 @@ class Bridge:
             on_event=self.sink_event,
             takeover=self.takeover,
             layout=Layout(config.shard) if config.shard is not None else None,
+            lease_secs=config.standby.lease_secs,
+            standing=self.standby.standing if self.standby is not None else None,
+            now_ns=self.clock,
         )
         self.sink.answered = self.vitals.answered
         self.intake = Intake(names, self.outbox, self.run, merge=config.merge, redactor=self.redactor)
@@ -233,7 +243,7 @@ class Bridge:
             spec=spec,
             make=make,
             clock=self.clock,
-            handler=self,
+            handler=self.standby or self,
             limits=state.limits,
         )
         feed.waits = lambda: self.keeping.waits(state.plans[label].subscriptions, state.options)
@@ -254,7 +264,7 @@ class Bridge:
         """Run until `stop`; leaves only when everything is closed. Raises: SinkError where the process must end."""
         try:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._sink)
+                tasks.start_soon(self.sink.run)
                 if self.server is not None:
                     tasks.start_soon(self.server.run, self._server_event)
                 tasks.start_soon(self._watch)
@@ -270,7 +280,7 @@ class Bridge:
                     feeds.cancel_scope.cancel()
                 if self.recorder is not None:
                     await self.recorder.close()
-                left = await self.sink.drain(self.keeping.drain_secs(DRAIN_SECS))
+                left = await self.sink.drain(self.keeping.drain_secs(DRAIN_SECS) if self.writes else 0)
                 await self.sink.stop()
                 self.keeping.left(left)
                 self._account()
@@ -289,15 +299,15 @@ class Bridge:
         if wrong:
             self.event("error", "messages are not accounted for: a fault of the relay's own", **wrong)
 
-    async def _sink(self) -> None:
-        await self.sink.run()
-
     async def _feeds(self, tasks: Any) -> None:
         """Feeds start when it is known which numbers and times are free: the spool knows, or Redis."""
-        await self.keeping.contact(self.sink)
+        await self.keeping.contact(self.sink, wait=self.standby is None)
         if self.config.journal.dir:
             self._record(tasks)
         self.start_feed = lambda feed: tasks.start_soon(feed.run)
+        if self.standby is not None:
+            await self.standby.run(self.start_feed)
+            return
         for state in self.providers.values():
             for feed in state.feeds:
                 self.start_feed(feed)
@@ -329,12 +339,18 @@ class Bridge:
                 for state in self.providers.values():
                     for feed in state.feeds:
                         closing.start_soon(feed.stop)
-        if self.sink.ready.is_set() or self.keeping.spool is not None:
+        if self.writes and (self.sink.ready.is_set() or self.keeping.spool is not None):
             now = self.clock()
             if self.recorder is not None:
                 self.recorder.stopped(now)
             lifecycle.stopped(self.intake, now)
             self.sink.notify()
+
+    def renumber(self, run: int) -> None:
+        """Begin a run: a standby's numbers begin when it takes over."""
+        self.run = self.intake.run = run
+        self.sink.renumber(run)
+        self.keeping.renumber(run)
 
     def stop(self) -> None:
         """Begin a planned stop. Safe to call twice."""
@@ -346,7 +362,7 @@ class Bridge:
             await anyio.sleep(WATCH_SECS)
             now = self.clock()
             self.keeping.watch()
-            if self.intake.watch(now) and self.recorder is not None:
+            if self.writes and self.intake.watch(now) and self.recorder is not None:
                 self.recorder.watch(now)
             self.sink.notify()
             self.event.flush()
@@ -358,7 +374,7 @@ class Bridge:
         """Publish thinned and conflated quotes when their time comes."""
         while True:
             await anyio.sleep(RELEASE_SECS)
-            if self.intake.conflation:
+            if self.intake.conflation and self.writes:
                 now = self.clock()
                 if self.intake.watch(now) and self.recorder is not None:
                     self.recorder.watch(now)
@@ -411,15 +427,9 @@ class Bridge:
 
     def session_opened(self, feed: Lane, provider: Provider, now_ns: int) -> None:
         """A WebSocket is open; the login has not begun."""
-        state = self.providers[feed.name]
-        state.live[feed.key] = True
-        state.notes[feed.label] = Note(now_ns)
-        if self.recorder is not None:
-            self.recorder.session_opened(feed, now_ns)
-        second = lifecycle.opened(self.intake, state.source, feed.key, now_ns)
+        notes.opened(self, feed, now_ns)
+        lifecycle.opened(self.intake, self.providers[feed.name].source, feed.key, now_ns)
         self.sink.notify()
-        text = "connected, to take over" if second else "connected"
-        self.event("info", text, provider=feed.name, connection=feed.label)
 
     def session_closed(
         self,
@@ -431,30 +441,22 @@ class Bridge:
         now_ns: int,
     ) -> None:
         """A session ended, or could not begin; `decision` says what follows, None: nothing, we are stopping."""
-        state = self.providers[feed.name]
-        was_open = state.live.pop(feed.key, False)
-        if self.recorder is not None:
-            self.recorder.session_closed(feed, error, code, reason, decision, now_ns)
-        told = lifecycle.closed(self.intake, state.source, feed.key, was_open, error, code, reason, decision, now_ns)
+        source = self.providers[feed.name].source
+        was_open = notes.closed(self, feed, error, code, reason, decision, now_ns)
+        told = lifecycle.closed(self.intake, source, feed.key, was_open, error, code, reason, decision, now_ns)
         self.sink.notify()
-        if decision is None:
-            return
-        text, level = self.redactor.text(told.text), told.level
-        if not told.goes_on:
-            due_ns = None if decision.kind == "fatal" else now_ns + int(decision.delay_secs * 1e9)
-            state.notes[feed.label] = Note(now_ns, text, due_ns)
-            if decision.kind == "fatal":
-                state.stopped[feed.label], level = text, "error"
-        what_next = {"next": told.action} if told.action else {}
-        self.event(level, text, provider=feed.name, connection=feed.label, **what_next)
+        notes.told(self, feed, told, decision, now_ns)
 
     def joined(self, feed: Lane) -> bool:
         """Whether the second one of two sessions has brought all that the first one brings."""
         return lifecycle.joined(self.providers[feed.name].source, feed.label)
 
-    def _status(self, status: Status) -> None:
+    def publish(self, status: Status) -> None:
         """Publish a status of the relay itself; a replay cannot know its cause."""
         now = self.clock()
+        if self.standby is not None and not self.standby.live:
+            self.standby.status(status, now)
+            return
         self.intake.status(None, status, now)
         if self.recorder is not None:
             self.recorder.aside(now)
@@ -464,7 +466,7 @@ class Bridge:
 
     def sink_event(self, name: str, fields: Mapping[str, Any]) -> None:
         if name == "hole":
-            self._status(msgspec.structs.replace(fields["status"]))  # in band the sink has put it already
+            self.publish(msgspec.structs.replace(fields["status"]))  # in band the sink has put it already
             return
         level, text, status = TIDINGS.get(name, ("warning", name.replace("_", " "), None))
         self.event(level, text, **{"why" if key == "text" else key: value for key, value in fields.items()})
@@ -473,7 +475,7 @@ class Bridge:
             message = Status(event=status, code=name, text=f"{text} {extra}".strip()[:1000])
             if fields.get("topic"):
                 message.topic = str(fields["topic"])
-            self._status(message)
+            self.publish(message)
 
     def _recording_event(self, name: str, text: str, fields: Mapping[str, Any]) -> None:
         degraded = name == "degraded"
@@ -481,7 +483,7 @@ class Bridge:
         if not self.stopping:
             words = " ".join(f"{k}={v}" for k, v in fields.items())
             event: model.StatusEvent = "degraded" if degraded else "recovered"
-            self._status(Status(event=event, code="journal", text=f"{text} {words}"[:1000]))
+            self.publish(Status(event=event, code="journal", text=f"{text} {words}"[:1000]))
 
     def _server_event(self, name: str, text: str) -> None:
         self.event("warning", f"bundled server {name}", why=text)

@@ -28,7 +28,7 @@ _INDEX = """relay
 
 /metrics      for Prometheus
 /healthz      the loop turns
-/readyz       Redis is up and a feed is live
+/readyz       Redis is up and a feed is live; or it stands by and could take over
 /status.json  what relay top and relay status show
 """
 
@@ -108,7 +108,7 @@ def app(pages: Pages, hosts: tuple[str, ...]) -> "Starlette":
     async def readyz(request: "Request") -> "Response":
         found = pages.ready()
         ready, why = await found if isinstance(found, Awaitable) else found
-        return PlainTextResponse("ready\n" if ready else f"{why}\n", status_code=200 if ready else 503)
+        return PlainTextResponse(f"{why}\n", status_code=200 if ready else 503)
 
     async def status(request: "Request") -> "Response":
         try:

@@ -11,18 +11,20 @@ from typing import Any, Protocol
 
 from relay import codec, identity, model
 from relay.conflation import Conflation
-from relay.holes import number_after
 from relay.model import ACCOUNT_CHANNELS, CHANNEL_OF, Header, Status
 from relay.providers.base import Output, ProviderSpec, Seen, Shared, Subscription
 from relay.redaction import Redactor
 from relay.rollover import label_of
 from relay.routes import Counts, Route, Source, TopicLike
+from relay.seam import Seam, behind, had
 from relay.topics import Topics
 
 __all__ = ["Counts", "Intake", "OutboxLike", "Route", "Source", "TopicLike"]
 
 NO_IDENTITY, CONTIGUOUS, RISING, SPECIAL = 0, 1, 2, 3
 """How a route checks numbers; SPECIAL: something must be said before the next message (gap, fresh)."""
+
+HANDOVER_TEXT = "another node of this relay writes from here on; this channel has no numbers to align by"
 
 _CLASS_OF: dict[str, type[Header]] = {
     "quotes": model.Quote,
@@ -66,6 +68,8 @@ class Intake:
         self._add = outbox.add
         self.conflation = Conflation(self._put)
         self.departed: list[Counts] = []  # of providers that were taken away: the sums go on
+        self.seam: Seam | None = None
+        """Where this run goes on behind another relay of its name."""
         self.beside = 0
         """Entries that stand for no message of a provider's: statuses and rejects."""
 
@@ -160,6 +164,9 @@ class Intake:
             if number is not None and number >= route.next:
                 route.next = number + 1
                 return True
+        if route.tail is not None and had(self.seam, route, message):
+            source.counts.repeats += 1
+            return False
         return self._check(source, route, number, now_ns)
 
     def _check(self, source: Source, route: Route, number: int | None, now_ns: int) -> bool:
@@ -168,8 +175,12 @@ class Intake:
         gap: Status | None = None
         if mode and number is not None:
             if expected >= 0 and number < expected:
-                if not identity.begins_anew(route, number, now_ns):
+                # behind another relay's entries there is much that is late, and no count that began anew
+                aligning = self.seam is not None and now_ns < self.seam.until_ns
+                if aligning or not identity.begins_anew(route, number, now_ns):
                     source.counts.repeats += 1
+                    if reason == "handover" and mode == RISING:
+                        route.lost = None  # it reaches back to what Redis has: nothing is missing
                     return False
                 gap = Status(event="gap", reason="sequence_reset")
                 if mode == CONTIGUOUS and (missed := identity.taken_for_repeats(route, number)):
@@ -180,7 +191,9 @@ class Intake:
             route.next = number + 1
         if reason is not None:
             proven = mode == CONTIGUOUS and number is not None and number == expected
-            if gap is None and not proven:
+            if gap is None and not proven and reason == "handover":
+                gap = Status(event="handover", text=HANDOVER_TEXT)
+            elif gap is None and not proven:
                 gap = Status(event="gap", reason=_reason(reason), missing=route.overflowing or None)
         if gap is not None:
             gap.from_ns = (route.broken_ns if reason is not None else route.last_ns) or None
@@ -191,7 +204,7 @@ class Intake:
         if route.stale:
             route.stale = False
             self._in_band(source, route, Status(event="fresh"), now_ns)
-        route.mode = mode
+        route.mode = mode if route.tail is None else SPECIAL
         return True
 
     # -- what is rare --------------------------------------------------------------------------------------------
@@ -288,15 +301,11 @@ class Intake:
             route.conflates = bool(route.thin_ns or route.latest)
         if mode == CONTIGUOUS and route.scope == "global":
             topic.contiguous = True
-        if topic.seq == 0 and topic.last_id and channel not in ACCOUNT_CHANNELS:
-            # an earlier run wrote here: what came between its last entry and now was missed
-            route.lost, route.broken_ns = "relay_down", int(topic.last_id.split("-")[0]) * 1_000_000
-            route.mode = SPECIAL
-            # the built-in simulator counts anew with us: numbers behind the last run's would drop all as repeats
-            goes_on = route.scope == "global" and mode and source.origin != "simulated"
-            after = number_after(topic.before) if goes_on else None
-            if after is not None and after[:2] == (source.name, message.raw_symbol):
-                route.next = after[2]  # so the gap says which numbers
+        if topic.seq == 0 and topic.last_id:
+            # what came between the last entry of an earlier run and now was missed, or heard by another relay
+            behind(self.seam, source.name, source.origin == "simulated", route, topic)
+            if route.lost is not None or route.tail is not None:
+                route.mode = SPECIAL
         left = self.dormant.pop(name, None)
         if left is not None and channel not in ACCOUNT_CHANNELS:
             # it was not subscribed for a while
@@ -488,4 +497,4 @@ def _break(route: Route, reason: str) -> None:
 
 
 def _reason(text: str) -> model.GapReason:
-    return text  # type: ignore[return-value]
+    return "relay_down" if text == "handover" else text  # type: ignore[return-value]

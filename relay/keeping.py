@@ -1,5 +1,6 @@
 """The spool's place in the bridge: opens it, hands back what earlier runs have left, keeps it and memory in bounds."""
 
+import contextlib
 import ctypes
 import gc
 import hashlib
@@ -30,6 +31,8 @@ CONTACT_SECS = 3.0
 """Else feeds wait so long for a Redis that is reachable: a relay of the same name may be running."""
 HIGH_SHARE, LOW_SHARE = 0.9, 0.75
 """Parts of `memory_mb_max` at which memory counts as short, and as plenty again."""
+EPOCH_FILE = "epoch"
+"""In the spool's folder: under which epoch its newest entries were accepted. A newer one at a topic makes them void."""
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 AWAY_SECS = 1.0
 """A planned stop waits so long for a Redis that is away."""
@@ -112,12 +115,36 @@ class Keeping:
             outbox.recover(topic, last, found.marks.get(name, ""), found.bodies.get(name))
         found.bodies = {}
 
-    async def contact(self, sink: Sink) -> None:
-        """Wait until feeds may start: at once where our last run has just ended, else for a first word with Redis."""
+    def renumber(self, run: int) -> None:
+        """A run begins now."""
+        if isinstance(self.outbox, SpooledOutbox):
+            self.outbox.run = run
+
+    @property
+    def epoch(self) -> int:
+        """The epoch under which the newest entries of the spool were accepted; 0: not known."""
+        try:
+            return int((self.spool.folder / EPOCH_FILE).read_text()) if self.spool is not None else 0
+        except (OSError, ValueError):
+            return 0
+
+    def _claimed(self, epoch: int) -> None:
+        if self.spool is not None:
+            with contextlib.suppress(OSError):  # then the entries count as sent by nobody else, as without the file
+                (self.spool.folder / EPOCH_FILE).write_text(f"{epoch}\n")
+
+    async def contact(self, sink: Sink, wait: bool = True) -> None:
+        """Wait until feeds may start: at once where our last run has just ended, else for a first word with Redis.
+
+        `wait` False: feeds may start now, what they give is not numbered yet.
+        """
         self._sink = sink
         self._built = True
+        sink.claimed = self._claimed
         for name, fields in self.early:
             self._told(name, fields)
+        if not wait:
+            return
         if self.spool is None or self._moved:
             await sink.ready.wait()
             return

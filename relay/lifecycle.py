@@ -50,7 +50,7 @@ def closed(
     now_ns: int,
 ) -> Told:
     """A session ended, or could not begin; `decision` says what follows, None: nothing, we are stopping."""
-    text = error.text if error is not None else (f"closed {code} {reason}".strip() if code else "connection lost")
+    text = _why(error, code, reason)
     key, connection = connection, label_of(connection)
     rollover: Rollover | None = source.rollovers.get(connection)
     if rollover is not None and key == rollover.old:
@@ -77,6 +77,21 @@ def closed(
         status.until = now_ns + int(decision.delay_secs * 1e9)
     intake.status(source, status, now_ns)
     return Told(text, action)
+
+
+def in_words(
+    error: SessionError | None, code: int | None, reason: str, decision: Decision | None, goes_on: bool
+) -> Told:
+    """Say why a session ended and what follows, where nothing is published; `goes_on`: another session is there."""
+    if decision is None:
+        return Told(_why(error, code, reason), "", goes_on)
+    if decision.kind in ("joined", "replaced"):
+        return Told("a new connection has taken over", "goes on", True, "info")
+    return Told(_why(error, code, reason), _action(decision), goes_on)
+
+
+def _why(error: SessionError | None, code: int | None, reason: str) -> str:
+    return error.text if error is not None else (f"closed {code} {reason}".strip() if code else "connection lost")
 
 
 def _replaced(intake: Intake, source: Source, rollover: Rollover, proven: bool, why: str, now_ns: int) -> Told:

@@ -34,7 +34,7 @@ METRICS: dict[str, About] = {
     # the relay
     "relay_build_info": About(GAUGE, "Always 1; version of the relay and of Python.", ("version", "python")),
     "relay_start_timestamp_seconds": About(GAUGE, "When this run began."),
-    "relay_ready": About(GAUGE, "1: Redis is up and a feed is live, as /readyz says."),
+    "relay_ready": About(GAUGE, "1: Redis is up and a feed is live, or it stands by, as /readyz says."),
     "relay_loop_lag_seconds": About(
         HISTOGRAM, "How much later than wished the event loop came back, 4 times a second."
     ),
@@ -102,6 +102,14 @@ METRICS: dict[str, About] = {
     "relay_streams_lost_total": About(COUNTER, "Times a topic came back from Redis with less than it had taken."),
     "relay_streams_deleted_total": About(COUNTER, "Streams that somebody deleted."),
     "relay_publishes_refused_total": About(COUNTER, "Entries that were stored and could not be published."),
+    # standing by, where the configuration asks for it
+    "relay_standby_active": About(GAUGE, "1: this node writes; 0: it stands by."),
+    "relay_standby_ready": About(GAUGE, "1: this node writes, or could take over now."),
+    "relay_standby_role_timestamp_seconds": About(GAUGE, "Since when it has this role."),
+    "relay_standby_epoch": About(GAUGE, "Epoch of the node that writes; 0: none is known."),
+    "relay_standby_takeovers_total": About(COUNTER, "Times this node took over since it last began to stand by."),
+    "relay_standby_ring_seconds": About(GAUGE, "How far back it could go on from."),
+    "relay_standby_ring_bytes": About(GAUGE, "Memory that this takes, estimated."),
     # files
     "relay_spool_bytes": About(GAUGE, "Size of the spool, where there is one."),
     "relay_spool_up": About(GAUGE, "1: the disk takes what is accepted."),
@@ -155,6 +163,7 @@ class RelayCollector(Collector):
             _connections(page, name, state)
         _messages(page, bridge)
         _redis(page, bridge)
+        _standby(page, bridge)
         _files(page, bridge)
         yield from page.families.values()
 
@@ -353,6 +362,19 @@ def _redis(page: _Page, bridge: Running) -> None:
     topics, intake = outbox.topics.values(), bridge.intake
     counts = [*(source.counts for source in intake.sources), *intake.departed]
     page.put("relay_conservation_entries", stats.entries(topics, counts, intake.beside).difference)
+
+
+def _standby(page: _Page, bridge: Running) -> None:
+    standby = bridge.standby
+    if standby is None:
+        return
+    page.put("relay_standby_active", int(standby.live))
+    page.put("relay_standby_ready", int(standby.live or standby.ready()[0]))
+    page.put("relay_standby_role_timestamp_seconds", standby.role_since_ns / 1e9)
+    page.put("relay_standby_epoch", standby.standing.active.epoch)
+    page.put("relay_standby_takeovers_total", standby.standing.took_over)
+    page.put("relay_standby_ring_seconds", standby.ring_secs)
+    page.put("relay_standby_ring_bytes", standby.ring.bytes)
 
 
 def _ms(entry_id: str) -> int:

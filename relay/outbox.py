@@ -101,6 +101,7 @@ class Outbox:
     __slots__ = (
         "_over",
         "_wide",
+        "before",
         "busy",
         "bytes_max",
         "earlier",
@@ -126,6 +127,8 @@ class Outbox:
         """Newest entries of earlier runs by topic, known from the first contact with Redis on."""
         self.given: dict[str, str] = {}
         """Topics that another relay writes now: the newest entry of ours, which Redis has."""
+        self.before: dict[str, bytes] = {}
+        """Bodies of the newest of these that carry a provider's number, where Redis was asked for them."""
         self.size = 0
         self.held = 0
         self.limit = bytes_max
@@ -139,17 +142,17 @@ class Outbox:
         topic = self.topics.get(name)
         if topic is None:
             topic = self.topics[name] = Topic(name, kind, provider, self.topic_bytes_max)
-            topic.last_id = self.earlier.get(name)
+            topic.last_id, topic.before = self.earlier.get(name), self.before.get(name)
         return topic
 
-    def know(self, earlier: dict[str, str]) -> None:
-        """Take the newest entries of earlier runs, by topic, as Redis has them."""
-        self.earlier = earlier
+    def know(self, earlier: dict[str, str], before: dict[str, bytes] | None = None) -> None:
+        """Take the newest entries of earlier runs, by topic, as Redis has them; `before`: see there."""
+        self.earlier, self.before = earlier, before or {}
         for topic in self.topics.values():
             found = earlier.get(topic.name)
             if found is not None and (topic.last_id is None or order(found) > order(topic.last_id)):
                 topic.last_id = found
-                topic.before = None  # the spool does not reach as far
+                topic.before = self.before.get(topic.name)  # the spool does not reach as far
 
     def forget(self, topic: Topic) -> None:
         """Another relay writes this topic from now on, and Redis has all that we had of it."""
@@ -289,6 +292,10 @@ class Outbox:
     def refill(self) -> bool:
         """Read back from the spool what there is room for; True: there is more to read."""
         return False
+
+    def void(self) -> int:
+        """Forget what earlier runs have left: another relay has written since. Give the number not known to be sent."""
+        return 0
 
     def begin(self, topic: Topic) -> None:
         """A topic's `last` and `acked` are known now: what waits in the spool begins behind `acked`."""

@@ -85,6 +85,7 @@ class Overview:
             "receipt_to_stored_ms": _quantiles(vitals.to_stored),
             "reloads": dict(vitals.reloads),
             "loaded": vitals.loaded_ns,
+            "standby": bridge.standby.document() if bridge.standby is not None else None,
             "redis": _redis(bridge),
             "outbox": {
                 "bytes": bridge.outbox.size,

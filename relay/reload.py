@@ -148,7 +148,7 @@ def refused(bridge: "Bridge", error: ConfigError) -> None:
         bridge.event("error", "configuration refused, the old one stays", why=str(problem))
     count = len(error.problems)
     text = f"configuration refused, the old one stays: {error.problems[0]}" + (f" (+{count - 1})" if count > 1 else "")
-    _publish(bridge, Status(event="notice", code="reload_refused", text=text[:1000]))
+    bridge.publish(Status(event="notice", code="reload_refused", text=text[:1000]))
 
 
 def new_connections(changes: Changes) -> bool:
@@ -239,12 +239,4 @@ def _tell(bridge: "Bridge", changes: Changes, again: list[tuple["ProviderState",
     fields = {name: value for name, value in fields.items() if value}
     bridge.event("info", "configuration reloaded", **fields)
     words = " ".join(f"{name}={value}" for name, value in fields.items())
-    _publish(bridge, Status(event="notice", code="reloaded", text=f"configuration reloaded: {words}"[:1000]))
-
-
-def _publish(bridge: "Bridge", status: Status) -> None:
-    now = bridge.clock()
-    bridge.intake.status(None, status, now)
-    if bridge.recorder is not None:
-        bridge.recorder.aside(now)
-    bridge.sink.notify()
+    bridge.publish(Status(event="notice", code="reloaded", text=f"configuration reloaded: {words}"[:1000]))

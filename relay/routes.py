@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from relay import model
 from relay.model import ACCOUNT_CHANNELS, Header
 from relay.providers.base import ProviderSpec, Shared, Subscription
+from relay.seam import Tail
 from relay.topics import Topics
 
 
@@ -45,7 +46,8 @@ class Route:
     __slots__ = (
         "back_at", "back_count", "back_first", "back_last", "back_ns", "broken_ns", "channel", "conflates",
         "connection", "due_ns", "held", "last_ns", "latest", "lost", "lost_from", "mode", "next", "overflowing",
-        "param", "plain_mode", "raw_symbol", "scope", "stale", "stale_ns", "symbol", "thin_ns", "topic", "venue",
+        "param", "plain_mode", "raw_symbol", "scope", "stale", "stale_ns", "symbol", "tail", "thin_ns", "topic",
+        "venue",
     )  # fmt: skip
 
     def __init__(self, channel: str, topic: TopicLike, mode: int, scope: str) -> None:
@@ -72,6 +74,7 @@ class Route:
         self.conflates = False  # either of both
         self.held: Header | None = None  # the newest message, not numbered yet
         self.due_ns = 0  # not before this
+        self.tail: Tail | None = None  # of another relay: what of the ring Redis has
 
 
 class Source:

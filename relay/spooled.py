@@ -27,6 +27,7 @@ class Store(Protocol):
     def make_room(self) -> bool: ...
     def end(self) -> Position: ...
     def find(self, name: str, after: str) -> Position | None: ...
+    def clear(self) -> None: ...
     def count(self, name: str, position: Position) -> int: ...
     def read(self, position: Position, names: Collection[str]) -> tuple[list[Past], Position, bool]: ...
 
@@ -54,6 +55,21 @@ class SpooledOutbox(Outbox):
         """See Outbox."""
         super().forget(topic)
         self.spilled.pop(topic, None)
+
+    def void(self) -> int:
+        """See Outbox."""
+        topics = {topic.name: topic for topic in self.spilled if not topic.seq}
+        position, ended, left = self.place(topics.values()), False, 0
+        while position is not None and not ended:
+            found, position, ended = self.spool.read(position, topics)
+            left += sum(order(entry.id) > order(topics[entry.name].acked or NOTHING) for entry in found)
+        for topic in topics.values():
+            topic.spilled, topic.cursor, topic.behind, topic.acked = False, None, 0, topic.last
+            topic.last_id = topic.before = None
+            del self.spilled[topic]
+            self.waiting.pop(topic, None)
+        self.spool.clear()
+        return left
 
     def add(self, topic: Topic, entry_id: str, body: bytes) -> None:
         """See Outbox: to the spool as well, or alone."""
@@ -235,7 +251,7 @@ class SpooledOutbox(Outbox):
     def place(self, topics: Iterable[Topic]) -> Position | None:
         """See Outbox."""
         self.flush()
-        places = [self.spool.find(topic.name, topic.last) for topic in topics]
+        places = [self.spool.find(topic.name, topic.last or topic.acked or NOTHING) for topic in topics]
         return min((place for place in places if place is not None), default=None)
 
     def history(self, position: Position, names: Collection[str]) -> tuple[list[Past], Position, bool]:

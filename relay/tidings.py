@@ -27,6 +27,7 @@ TIDINGS: Mapping[str, tuple[str, str, StatusEvent | None]] = {
     "spool_recovered": ("info", "the spool is written again", "recovered"),
     "spool_full": ("warning", "the spool is full of what Redis lacks: sockets wait", "degraded"),
     "spool_damaged": ("error", "records of the spool are damaged", "degraded"),
+    "spool_void": ("warning", "another node has written since: what this node's spool still held is void", "notice"),
     "spool_elsewhere": ("info", "spools for another Redis or of another relay lie here, which are not sent", None),
     "memory_high": ("warning", "memory is short: more waits on the disk, less in memory", "degraded"),
     "memory_fine": ("info", "memory is below its bound again", "recovered"),

@@ -40,7 +40,7 @@ CASES: list[tuple[str, str, str]] = [
     ("unknown", with_alpha("nam: a\n"), "1:1: nam: is not an option here; did you mean `name`?"),
     ("far from all", with_alpha("xyzzy: a\n"),
      "1:1: xyzzy: is not an option here; known: name, redis, topics, merge, state_dir, memory_mb_max, outbox, "
-        "journal, spool, log, http, simulator, "
+        "journal, spool, log, http, simulator, standby, "
      "providers"),
     ("nested", with_alpha("redis: {prefx: a}\n"), "1:9: redis.prefx: is not an option here; did you mean `prefix`?"),
     ("misplaced", "alpha: {quotes: [A]}\n", "1:1: alpha: a provider stands under `providers:`, indented"),

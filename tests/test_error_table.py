@@ -97,7 +97,7 @@ def in_haste(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, secs in (
         ("sink.RIGHTS_SECS", 0.01),
         ("pace.BACKOFF_CAP_SECS", 0.02),
-        ("claim.RENEW_SECS", 0.05),
+        ("claim.RENEWALS", 30),
         ("sink.IDENTITY_SECS", 0.05),
         ("sink.PROBE_SECS", 0.05),
         ("ledger.PROBE_SECS", 0.05),

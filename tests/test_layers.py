@@ -33,7 +33,7 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
         "helpers over the contract",
         named(
             "config identity outbox routes rollover intake normalizer lifecycle records replay difference holes "
-            "spooled conflation stats shards gathered held"
+            "spooled conflation stats shards gathered held ring seam"
         ),
     ),
     ("providers", frozenset()),  # relay.providers.<name>, each for itself
@@ -42,7 +42,10 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     ("IO", named("client clock dashboard embedded feed systemd http journal log sink state_files spool")),
     (
         "whole",
-        named("bridge provider_state vitals metrics overview reload simulator recording player keeping supervisor"),
+        named(
+            "bridge provider_state vitals metrics overview reload simulator recording player keeping supervisor "
+            "standby notes"
+        ),
     ),
     ("cli", named("cli __main__")),
 )

@@ -14,7 +14,7 @@ from relay import codec
 from relay.model import Quote
 from relay.outbox import Outbox
 from relay.sink import Fenced, LeaseHeld
-from relay.sink.claim import LEASE_MS
+from relay.sink.claim import LEASE_SECS
 from relay.sink.functions import library
 from relay.sink.pace import BACKOFF_CAP_SECS, BYTES_MAX, BYTES_MIN, ENTRIES_MAX, ENTRIES_MIN, Pace, SinkStats
 
@@ -97,6 +97,7 @@ async def test_prefix_is_before_every_key(server, client):
         relay.put("sim.t")
         await relay.drained()
         assert sorted(client.keys()) == [
+            "sim.relay:active:main",
             "sim.relay:epoch",
             "sim.relay:lease:main",
             "sim.relay:topics",
@@ -220,7 +221,7 @@ async def test_stale_epoch_cannot_write_even_with_the_lease_in_hand(server, clie
 
 
 async def test_lease_of_a_killed_relay_lapses_within_two_seconds(server, client):
-    client.set("relay:lease:main", "0123 elsewhere pid 1", px=LEASE_MS)
+    client.set("relay:lease:main", "0123 elsewhere pid 1", px=int(LEASE_SECS * 1000))
     with anyio.fail_after(2.0):
         async with Relay(server.url).running() as relay:
             relay.put("t")
@@ -550,5 +551,5 @@ def test_slow_calls_shrink_and_quick_ones_grow_again():
 def test_pause_is_none_at_first_then_jittered_below_the_lease():
     pace = Pace(SinkStats())
     pauses = [pace.pause_secs() for _ in range(200)]
-    assert pauses[0] == 0.0 and 0.3 < max(pauses) <= BACKOFF_CAP_SECS < LEASE_MS / 1000
+    assert pauses[0] == 0.0 and 0.3 < max(pauses) <= BACKOFF_CAP_SECS < LEASE_SECS
     assert len(set(pauses)) > 190

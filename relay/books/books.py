@@ -268,6 +268,10 @@ class Books:
                 out += self._in_doubt(entry, _NONE_CAME, now_ns)
         return out
 
+    def whole(self, now_ns: int) -> list[Header]:
+        """Give each good book whole: who reads on behind another relay begins anew with it."""
+        return [self._whole(entry, now_ns) for entry in self._entries.values() if entry.book.state == "good"]
+
     def closed(self, now_ns: int) -> list[Header]:
         """The session is over: no book is good any more."""
         out: list[Header] = []

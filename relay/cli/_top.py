@@ -106,6 +106,8 @@ def room_for_topics(doc: dict[str, Any], view: View, height: int) -> int:
 def _above(doc: dict[str, Any], view: View, width: int, height: int | None) -> list[Text]:
     """Everything above the topics."""
     out = [_first(doc, view), _second(doc)]
+    if doc.get("standby"):
+        out.append(_standby(doc["standby"], doc["now"]))
     out += [
         Text(f"blocked  {plain(item['topic'])}: {plain(item['why'])}", "red") for item in doc["outbox"]["blocked"][:2]
     ]
@@ -131,7 +133,7 @@ def _first(doc: dict[str, Any], view: View) -> Text:
     if doc["stopping"]:
         text.append("STOPPING", "yellow")
     elif doc["ready"]:
-        text.append("READY", "green")
+        text.append("STANDBY" if doc["why"] == "standby" else "READY", "green")
     else:
         text.append(f"NOT READY: {doc['why']}", "red")
     if view.paused:
@@ -177,6 +179,25 @@ def _shards(doc: dict[str, Any]) -> Text:
             text.append(shard["role"] if stands_by else f"{_rate(shard['rate'])} msg/s")
         if shard["starts"] > 1:
             text.append(f" ({shard['starts'] - 1} restarts)", "yellow")
+    return text
+
+
+def _standby(doc: dict[str, Any], now: int) -> Text:
+    """Which node writes, since when, at which epoch; and what this one is."""
+    text = Text(f"{doc['role']} for {span((now - doc['since']) / 1e9)}")
+    if doc["active"]:
+        since = (
+            f" for {span((now - doc['active_since']) / 1e9)}" if doc["active_since"] and doc["role"] != "active" else ""
+        )
+        text.append(f"  writer: {plain(doc['active'])}{since} at epoch {doc['epoch']}")
+    else:
+        text.append("  no node writes", "red")
+    if doc["role"] != "active":
+        text.append(f"  ring {doc['ring_secs']:.1f} s, {doc['ring_messages']:,} messages, {size(doc['ring_bytes'])}")
+    if doc["why"]:
+        text.append(f"  not ready to take over: {plain(doc['why'])}", "yellow")
+    if doc["cold"] and doc["role"] != "active":
+        text.append(f"  not connected until then: {', '.join(doc['cold'])}")
     return text
 
 

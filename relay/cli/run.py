@@ -132,6 +132,7 @@ async def _run(
     from relay.errors import RelayError
     from relay.log import configure
     from relay.redaction import Redactor
+    from relay.sink import Fenced
     from relay.systemd import Notifier
 
     screen = Screen(sys.stderr)
@@ -145,30 +146,42 @@ async def _run(
     def event(level: str, text: str, **fields: Any) -> None:
         getattr(log, level)(text, **fields)
 
-    async def reread() -> None:
-        await _reread(bridge, file, recording, logged)
-
     logged(config)
     for warning in config.warnings:
         event("warning", str(warning))
     notifier = Notifier()
+
+    async def run_one(bridge: Bridge, again: bool = False) -> bool:
+        """Run a bridge to its end; True: another node has taken over from it, so it stands by again."""
+        ended: RelayError | None = None
+
+        async def reread() -> None:
+            await _reread(bridge, file, recording, logged)
+
+        async with bridge.started():
+            if not again:
+                screen.banner(bridge)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(_signals, bridge, event, reread, notifier)
+                tasks.start_soon(_notify, bridge, notifier)
+                tasks.start_soon(screen.progress, bridge)
+                try:
+                    await bridge.serve()
+                except RelayError as error:
+                    ended = error  # raised in here it would come out in a group, and be shown with all its frames
+                finally:
+                    screen.close()
+                tasks.cancel_scope.cancel()
+        if ended is not None and not (isinstance(ended, Fenced) and bridge.standby is not None):
+            raise ended
+        return ended is not None and not bridge.stopping
+
     bridge = Bridge(config, event, takeover=takeover, redactor=redactor, held=held)
-    ended: RelayError | None = None
-    async with bridge.started():
-        screen.banner(bridge)
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_signals, bridge, event, reread, notifier)
-            tasks.start_soon(_notify, bridge, notifier)
-            tasks.start_soon(screen.progress, bridge)
-            try:
-                await bridge.serve()
-            except RelayError as error:
-                ended = error  # raised in here it would come out in a group, and be shown with all its frames
-            finally:
-                screen.close()
-            tasks.cancel_scope.cancel()
-    if ended is not None:
-        raise ended
+    again = False
+    while await run_one(bridge, again):
+        again = True
+        event("warning", "superseded: this node wrote nothing more, and stands by from here on")
+        bridge = Bridge(bridge.config, event, redactor=redactor, held=held)
     event("info", "stopped")
 
 
@@ -208,7 +221,8 @@ async def _notify(bridge: "Bridge", notifier: "Notifier") -> None:
         if notifier.watchdog_secs:
             notifier.tell("WATCHDOG=1")
         live, feeds = bridge.feeds_live()
-        status = f"STATUS={live} of {feeds} connections live, Redis {bridge.sink.state}"
+        role = f"{bridge.standby.role}: " if bridge.standby is not None else ""
+        status = f"STATUS={role}{live} of {feeds} connections live, Redis {bridge.sink.state}"
         if status != said:
             said = status
             notifier.tell(status)

@@ -23,6 +23,7 @@ from relay.config.structs import (
     Shard,
     SimulatorConfig,
     SpoolConfig,
+    StandbyConfig,
 )
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "Shard",
     "SimulatorConfig",
     "SpoolConfig",
+    "StandbyConfig",
     "data_dir_of",
     "load",
     "names_of",

@@ -9,7 +9,7 @@ from relay.config.addresses import passwords_in
 from relay.config.document import Node, Problems, decode, parse
 from relay.config.redis_target import check_redis
 from relay.config.sections import SIMULATED_KEY, as_config, check_together, read_provider
-from relay.config.structs import Config, ProviderConfig, Settings
+from relay.config.structs import EMBEDDED, Config, ProviderConfig, Settings
 from relay.config.values import Reader
 from relay.providers.base import ProviderSpec
 from relay.secrecy import secret_maps, secret_options
@@ -55,6 +55,10 @@ def load(
     _check_settings(settings, reader)
     sections = _providers(section.others.get("providers"), root, providers, reader)
     config = as_config(settings, sections)
+    for name in settings.standby.cold:
+        if name not in sections and not reader.wrong("providers"):
+            text = f"{name!r} is no provider of this file; {problems.near(name, sections)}"
+            reader.refuse(reader.at_item("standby.cold", name) or reader.at("standby.cold"), "standby.cold", text)
     if not reader.wrong("topics") and not reader.wrong("name"):
         check_together(config, reader)
     if problems.any:
@@ -84,6 +88,21 @@ def _check_settings(settings: Settings, reader: Reader) -> None:
                 node, node_path, "stands in the file as it is; put it in the environment: ${REDIS_PASSWORD}"
             )
     _check_templates(settings.topics, reader)
+    _check_standby(settings, reader)
+
+
+def _check_standby(settings: Settings, reader: Reader) -> None:
+    standby = settings.standby
+    if not standby.enabled or reader.wrong("standby"):
+        return
+    if settings.redis.url == EMBEDDED:
+        text = "standing by needs a Redis that all nodes reach; name it in redis.url"
+        reader.refuse(reader.at("standby.enabled"), "standby.enabled", text)
+    least = 2 * standby.cover_secs
+    if standby.ring_secs < least:
+        path = "standby.ring_secs" if reader.given("standby.ring_secs") else "standby.lease_secs"
+        text = f"a lease of {standby.lease_secs:g} s needs ring_secs of {least:g} or more"
+        reader.refuse(reader.at(path), path, text)
 
 
 def _check_templates(templates: Mapping[str, str], reader: Reader) -> None:

@@ -139,6 +139,35 @@ class HttpConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = ()
 
 
+class StandbyConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Several relays of one name on several hosts: one writes, the others stand by and take over without a hole."""
+
+    enabled: Annotated[
+        bool, Meta(description="Stand by while another relay of this `name` writes, and take over from it.")
+    ] = False
+    lease_secs: Annotated[
+        float, Meta(ge=0.2, le=60, description="A writer that was not heard of for so long is taken over from.")
+    ] = 1.5
+    ring_secs: Annotated[
+        float, Meta(ge=1, le=600, description="What was received lately and is kept to go on from, by age.")
+    ] = 10.0
+    ring_bytes_max: Annotated[
+        int,
+        Meta(ge=1_048_576, description="Memory that this may take; where it covers less than a lease, no takeover."),
+    ] = 64 * 1024 * 1024
+    cold: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Providers to which only the writer connects; those that allow too few connections always are."
+        ),
+    ] = ()
+
+    @property
+    def cover_secs(self) -> float:
+        """How far back a ring reaches before its node competes: a lease, the time to notice, what was on its way."""
+        return 1.25 * self.lease_secs + 0.25
+
+
 class SimulatorConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The built-in simulator that serves every provider with `simulate: true`."""
 
@@ -172,6 +201,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     log: LogConfig = LogConfig()
     http: HttpConfig = HttpConfig()
     simulator: SimulatorConfig = SimulatorConfig()
+    standby: StandbyConfig = StandbyConfig()
 
 
 @dataclass(frozen=True)

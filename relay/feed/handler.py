@@ -25,13 +25,15 @@ class Handler(Protocol):
     An error that it raises is not the session's: it ends `Feed.run`.
     """
 
-    frame: Callable[[Lane], Callable[[Frame], object]] | None
-    """Called for each batch of frames; what it gives is called with each frame before that is decoded (the journal).
-    None: nobody listens."""
+    @property
+    def frame(self) -> Callable[[Lane], Callable[[Frame], object]] | None:
+        """Called for each batch of frames; what it gives is called with each frame before that is decoded (the
+        journal). None: nobody listens."""
 
-    asked: Callable[[Lane, str, int, tuple[Any, ...]], None] | None
-    """Called before a provider is asked anything else, with the method's name, the time and what is handed in besides
-    (the journal); None: nobody listens."""
+    @property
+    def asked(self) -> Callable[[Lane, str, int, tuple[Any, ...]], None] | None:
+        """Called before a provider is asked anything else, with the method's name, the time and what is handed in
+        besides (the journal); None: nobody listens."""
 
     @property
     def full(self) -> bool:

@@ -330,7 +330,7 @@ class Provider(Protocol):
 
     `closed` raises one to say what should follow where the connection is gone by itself (a wait until a time). `ended`
     is asked last, with the peer's close code (None: there was none) and whether data had come: an error that it gives
-    replaces the usual reaction to that code.
+    replaces the usual reaction to that code. `whole`: each book that is kept by deltas, for a standby that takes over.
 
     `subscriptions` are those dealt to this connection (see ProviderSpec.plan). `useless` counts known frames that gave
     nothing (heartbeats, acks); the relay reads it for the conservation law. `renew`: this session wishes to be
@@ -350,6 +350,7 @@ class Provider(Protocol):
     def replied(self, reply: Reply, now_ns: int) -> Sequence[Output]: ...
     def subscribe(self, subscriptions: Sequence[Subscription], now_ns: int) -> Sequence[Output]: ...
     def unsubscribe(self, subscriptions: Sequence[Subscription], now_ns: int) -> Sequence[Output]: ...
+    def whole(self, now_ns: int) -> Sequence[Output]: ...
     def closed(self, now_ns: int) -> Sequence[Output]: ...
     def ended(self, code: int | None, reason: str, carried: bool) -> SessionError | None: ...
     def to_send(self) -> list[Send | Request]: ...
@@ -373,6 +374,9 @@ class BaseProvider:
         return ()
 
     def replied(self, reply: Reply, now_ns: int) -> Sequence[Output]:
+        return ()
+
+    def whole(self, now_ns: int) -> Sequence[Output]:
         return ()
 
     def closed(self, now_ns: int) -> Sequence[Output]:

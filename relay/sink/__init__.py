@@ -10,6 +10,7 @@ from relay.sink.cluster import ClusterSink
 from relay.sink.pace import SinkStats
 from relay.sink.reactions import CLUSTER_REACTIONS, REACTIONS, Fenced, LeaseHeld, Unsupported, reaction
 from relay.sink.sink import Sink
+from relay.sink.standing import Active, Found, Standing
 from relay.targets import target_of
 
 
@@ -22,11 +23,14 @@ def sink_to(*, url: str, **kwargs: Any) -> Sink:
 __all__ = [
     "CLUSTER_REACTIONS",
     "REACTIONS",
+    "Active",
     "ClusterSink",
     "Fenced",
+    "Found",
     "LeaseHeld",
     "Sink",
     "SinkStats",
+    "Standing",
     "Unsupported",
     "reaction",
     "sink_to",

@@ -20,10 +20,12 @@ from relay.sink.link import Link, ReplyError
 from relay.sink.reactions import Fenced, LeaseHeld, reaction
 from relay.sink.suspects import may_mean_a_topic
 
-LEASE_MS = 1_500
-RENEW_SECS = LEASE_MS / 3000
+LEASE_SECS = 1.5
+"""Without `standby.lease_secs`."""
+RENEWALS = 3
+"""In the time of a lease."""
 PATIENCE_SECS = 2.0
-"""A killed relay's lease lapses in LEASE_MS; one that is still held after this is held by a living relay."""
+"""A killed relay's lease lapses in LEASE_SECS; one that is still held after this is held by a living relay."""
 FENCE_MAX = 500
 """Topics in one fence call."""
 
@@ -39,14 +41,17 @@ class Note(NamedTuple):
 class Claim:
     """Lease, epoch and writer keys of one relay. `epoch` 0: nothing claimed yet."""
 
-    def __init__(self, link: Link, relay: str, prefix: str, run: int) -> None:
+    def __init__(self, link: Link, relay: str, prefix: str, run: int, lease_secs: float = LEASE_SECS) -> None:
         self.link, self.relay, self.prefix, self.run = link, relay, prefix, run
+        self.lease_secs = lease_secs
+        self.lease_ms = round(lease_secs * 1000)
         self.epoch = 0
         self.library = library()
         self.append_name, self.fence_name, self._lease_name = self.library.names
         self.lease_key = f"{prefix}relay:lease:{relay}"
+        self.active_key = f"{prefix}relay:active:{relay}"
         self.epoch_key, self.topics_key = f"{prefix}relay:epoch", f"{prefix}relay:topics"
-        self._value = f"{secrets.token_hex(8)} {socket.gethostname()} pid {os.getpid()}"
+        self.value = f"{secrets.token_hex(8)} {socket.gethostname()} pid {os.getpid()}"
         self._until = 0.0
         self.renew_at = 0.0
         self.trip_secs = 0.0
@@ -71,9 +76,15 @@ class Claim:
         """Whether the name is surely ours at this moment, counted from before the request that took it."""
         return time.monotonic() < self._until
 
-    def _taken(self, before: float) -> None:
-        self._until = before + LEASE_MS / 1000
-        self.renew_at = before + RENEW_SECS
+    @property
+    def renew_secs(self) -> float:
+        """The pause between two renewals."""
+        return self.lease_secs / RENEWALS
+
+    def taken(self, before: float) -> None:
+        """Note that a request of this (monotonic) time has taken the lease."""
+        self._until = before + self.lease_secs
+        self.renew_at = before + self.renew_secs
 
     async def acquire(self, *, takeover: bool, stopping: Callable[[], bool]) -> bool:
         """Take the lease on the relay's name; False where `stopping` came first. Raises: LeaseHeld."""
@@ -81,16 +92,16 @@ class Claim:
         only_new = () if takeover else ("NX",)
         while not stopping():
             before = time.monotonic()
-            if await self.link.call("SET", self.lease_key, self._value, "PX", LEASE_MS, *only_new):
-                self._taken(before)
+            if await self.link.call("SET", self.lease_key, self.value, "PX", self.lease_ms, *only_new):
+                self.taken(before)
                 return True
             holder = ((await self.link.call("GET", self.lease_key)) or b"").decode(errors="replace")
-            if holder == self._value:  # the reply that said so was lost
+            if holder == self.value:  # the reply that said so was lost
                 await self.renew()
                 return True
             if holder and before >= deadline:
                 raise LeaseHeld(
-                    f"a relay named {self.relay!r} already runs ({_who(holder)}): stop it, give this one another "
+                    f"a relay named {self.relay!r} already runs ({who(holder)}): stop it, give this one another "
                     "`name`, or start it with --takeover"
                 )
             await anyio.sleep(0.1)
@@ -99,11 +110,11 @@ class Claim:
     async def renew(self) -> bool:
         """Hold the lease on; True: it had lapsed, or was lost. Raises: Fenced where somebody else has it."""
         before = time.monotonic()
-        holder = await self.link.call("FCALL", self._lease_name, 1, self.lease_key, self._value, LEASE_MS)
+        holder = await self.link.call("FCALL", self._lease_name, 1, self.lease_key, self.value, self.lease_ms)
         if isinstance(holder, bytes):
-            raise self.fenced(f"its lease is held by {_who(holder.decode(errors='replace'))}")
+            raise self.fenced(f"its lease is held by {who(holder.decode(errors='replace'))}")
         self.trip_secs = time.monotonic() - before
-        self._taken(before)
+        self.taken(before)
         return bool(holder == 2)
 
     async def identity(self) -> tuple[str, str] | None:
@@ -117,8 +128,25 @@ class Claim:
 
     async def release(self) -> None:
         """Give the lease back, if it is ours."""
+        if self.epoch and self.held:
+            await self.link.call("DEL", self.active_key)
         if self._until:
-            await self.link.call("FCALL", self._lease_name, 1, self.lease_key, self._value, 0)
+            await self.link.call("FCALL", self._lease_name, 1, self.lease_key, self.value, 0)
+
+    async def announce(self, now_ns: int) -> None:
+        """Say for all to read who writes under this name, since when, at which epoch."""
+        fields = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "epoch": self.epoch,
+            "since": now_ns,
+            "clock": now_ns,
+        }
+        await self.link.call("HSET", self.active_key, *[item for pair in fields.items() for item in pair])
+
+    async def show_clock(self, now_ns: int) -> None:
+        """Let the standbys know what our clock shows: by it they find where in the streams they go on."""
+        await self.link.call("HSET", self.active_key, "clock", now_ns)
 
     def fenced(self, why: str) -> Fenced:
         """Make the error that ends this relay."""
@@ -244,5 +272,6 @@ def _errors(notes: Sequence[Note]) -> int:
     return sum(note.kind == "ERROR" for note in notes)
 
 
-def _who(value: str) -> str:
+def who(value: str) -> str:
+    """Name the holder of a lease: host and process."""
     return value.partition(" ")[2] or "unknown"

@@ -13,7 +13,7 @@ import anyio
 
 from relay.errors import SinkError
 from relay.outbox import Topic
-from relay.sink.claim import FENCE_MAX, RENEW_SECS, Claim, Note, fields, note_of
+from relay.sink.claim import FENCE_MAX, Claim, Note, fields, note_of
 from relay.sink.lanes import Lanes
 from relay.sink.link import Link, LinkLost, ReplyError
 from relay.sink.moves import LayoutLike
@@ -35,8 +35,8 @@ class ClusterClaim(Claim):
 
     link: Router
 
-    def __init__(self, router: Router, relay: str, prefix: str, run: int) -> None:
-        super().__init__(router, relay, prefix, run)
+    def __init__(self, router: Router, relay: str, prefix: str, run: int, lease_secs: float) -> None:
+        super().__init__(router, relay, prefix, run, lease_secs)
         self._unheard: set[str] = set()
         self._unlisted: dict[Topic, None] = {}
         self.registered: Callable[[], None] = lambda: None
@@ -154,7 +154,7 @@ class ClusterSink(Sink):
         target = target_of(self.server.url)
         assert target is not None
         router = Router(self.server, target, f"relay:{relay}")
-        return router, ClusterClaim(router, relay, prefix, run)
+        return router, ClusterClaim(router, relay, prefix, run, self._lease_secs)
 
     # what the bridge calls
 
@@ -162,6 +162,11 @@ class ClusterSink(Sink):
     def away(self) -> list[str]:
         """See Sink."""
         return self.lanes.away
+
+    def renumber(self, run: int) -> None:
+        """See Sink."""
+        super().renumber(run)
+        self.lanes.renumber(run)
 
     def notify(self) -> None:
         """See Sink."""
@@ -206,12 +211,15 @@ class ClusterSink(Sink):
                 raise self.lanes.failure
             now = time.monotonic()
             try:
-                if now >= claim.renew_at and await claim.renew():
-                    self.lanes.doubt(self.outbox.topics.values())  # keys may be lost
+                if now >= claim.renew_at:
+                    if await claim.renew():
+                        self.lanes.doubt(self.outbox.topics.values())  # keys may be lost
+                    if self._standing is not None:
+                        await claim.show_clock(self._now_ns())
                 await claim.enlist()
                 await self._keep(now)
             except (LinkLost, ReplyError):
-                claim.renew_at = now + RENEW_SECS  # its lane tells of a node that is away
+                claim.renew_at = now + claim.renew_secs  # its lane tells of a node that is away
             if self._wake.is_set():
                 self._wake = anyio.Event()
             with anyio.move_on_after(max(0.01, min(TICK_SECS, claim.renew_at - now))):

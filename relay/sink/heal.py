@@ -28,7 +28,7 @@ class Healer:
         self, link: Link, outbox: Outbox, run: int, hole: Callable[[Topic, Status], None], length_max: int
     ) -> None:
         self._length_max = length_max
-        self._link, self._outbox, self._run, self._hole = link, outbox, run, hole
+        self._link, self._outbox, self.run, self._hole = link, outbox, run, hole
         self.topics: dict[Topic, str] = {}
         """Topics that are healed, with the id up to which they were read."""
         self._tails: dict[Topic, bytes | None] = {}
@@ -123,7 +123,7 @@ class Healer:
 
     def _gap(self, topic: Topic, ids: list[str], data: list[bytes], entry_id: str, body: bytes | None) -> None:
         before, tail = self.topics[topic], self._tails.get(topic)
-        made_id, made, status = gap(topic, before, tail, entry_id, body, self._outbox.reason, self._run)
+        made_id, made, status = gap(topic, before, tail, entry_id, body, self._outbox.reason, self.run)
         if order(made_id) <= order(before):
             return
         ids.append(made_id)

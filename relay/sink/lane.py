@@ -99,6 +99,10 @@ class Lane:
 
     # life
 
+    def renumber(self, run: int) -> None:
+        """A run begins now."""
+        self._healer.run = run
+
     async def run(self) -> None:
         """Write until `retire` or `stop`."""
         try:

@@ -73,6 +73,12 @@ class Lanes:
         self._slots = router.slots
         self._spread_at = self._told_at = 0.0
 
+    def renumber(self, run: int) -> None:
+        """A run begins now."""
+        self.run_ms = run
+        for lane in self:
+            lane.renumber(run)
+
     def __iter__(self) -> Any:
         return iter(self._lanes.values())
 

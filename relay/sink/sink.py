@@ -17,7 +17,7 @@ from relay.config.structs import RedisConfig
 from relay.model import Status
 from relay.outbox import Outbox, Topic, order
 from relay.sink.answers import Answers
-from relay.sink.claim import Claim
+from relay.sink.claim import LEASE_SECS, Claim
 from relay.sink.heal import Healer, Piece
 from relay.sink.ledger import PROBE_SECS, Ledger
 from relay.sink.link import CALL_SECS, Link, LinkLost, ReplyError, Server
@@ -25,6 +25,7 @@ from relay.sink.moves import LayoutLike, Moves
 from relay.sink.pace import Pace, SinkStats
 from relay.sink.reactions import Again, Fenced, LeaseHeld, Unsupported, reaction
 from relay.sink.sentinel import link_to
+from relay.sink.standing import Standing
 from relay.sink.suspects import Suspects, may_mean_a_topic
 from relay.sink.trim import Keeper
 
@@ -63,7 +64,11 @@ class Sink:
         takeover: bool = False,
         layout: LayoutLike | None = None,
         call_secs: float = CALL_SECS,
+        lease_secs: float = LEASE_SECS,
+        standing: Standing | None = None,
+        now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
+        """`standing`: wait for the lease as a standby does. `now_ns`: the relay's clock, for others to read."""
         self.outbox = outbox
         self.server = Server(
             url,
@@ -84,7 +89,9 @@ class Sink:
         self.answered: Callable[[list[tuple[Topic, int]], int], None] | None = None  # told of each call: batch, entries
         self.stats = SinkStats()
         self.state = "starting"
-        """starting, flowing, holding (Redis is up and takes nothing), lost, stopped."""
+        """starting, standby, flowing, holding (Redis is up and takes nothing), lost, stopped."""
+        self.claimed: Callable[[int], None] = lambda epoch: None  # told of a new epoch before anything is written
+        self._standing, self._now_ns, self._lease_secs = standing, now_ns, lease_secs
         self._link, self._claim = self._reach(relay, prefix, run)
         self._keeper = Keeper(self._link, self._claim, outbox, retention_ms, settings.streams_bytes_max)
         self._pace = Pace(self.stats)
@@ -130,7 +137,7 @@ class Sink:
     def _reach(self, relay: str, prefix: str, run: int) -> tuple[Link, Claim]:
         """Make the link to what the address names, and the claim that is laid over it."""
         link = link_to(self.server, f"relay:{relay}")
-        return link, Claim(link, relay, prefix, run)
+        return link, Claim(link, relay, prefix, run, self._lease_secs)
 
     # what the bridge calls
 
@@ -138,6 +145,10 @@ class Sink:
         """Say that entries were added; cheap, once a read batch."""
         if self._idle:
             self._wake.set()
+
+    def renumber(self, run: int) -> None:
+        """A run begins now."""
+        self._claim.run = self._healer.run = run
 
     async def room(self) -> None:
         """Wait until the outbox is below its bounds."""
@@ -261,14 +272,14 @@ class Sink:
             self._said = said
             self._event(state, fields)
 
-    def _flow(self) -> None:
+    def _flow(self, state: str = "flowing") -> None:
         """A write went well, or there is nothing to write: all is well again."""
         self._pace.tries = 0
-        if self.state != "flowing":
+        if self.state != state:
             self._greeted = False
-            was, self.state = self.state, "flowing"
+            was, self.state = self.state, state
             self._said = ("", None)
-            if was != "starting":
+            if was not in ("starting", "standby"):
                 self._event("recovered", {"waiting": self.outbox.entries()})
 
     def _turn(self, name: str) -> None:
@@ -284,15 +295,12 @@ class Sink:
         claim, outbox = self._claim, self.outbox
         if not claim.epoch:
             await claim.load()
-            if not await claim.acquire(takeover=self._takeover, stopping=lambda: self._stopping):
+            if not await self._acquire():
                 return
-            names, may = await self._moves.prepare() if self._moves is not None else ([], [])
-            outbox.know(await claim.begin([*outbox.topics, *names], *may))
-            if self._moves is not None:
-                await self._moves.learn()
             newest = max((order(last)[0] for last in outbox.earlier.values()), default=0)
             if newest:
                 self._raise_floor(newest + 1)
+            self.claimed(claim.epoch)
         else:
             await claim.renew()
             self.stats.refences += 1
@@ -307,6 +315,29 @@ class Sink:
         """Ask for the last id of topics."""
         await self._ledger.fence(topics)
 
+    async def _acquire(self) -> bool:
+        """Take the lease, an epoch and the topics of earlier runs; False where `stop` came first."""
+        claim, outbox, standing = self._claim, self.outbox, self._standing
+        takeover, self._takeover = self._takeover, self._takeover and standing is None
+        if standing is None:
+            if not await claim.acquire(takeover=takeover, stopping=lambda: self._stopping):
+                return False
+            names, may = await self._moves.prepare() if self._moves is not None else ([], [])
+            outbox.know(await claim.begin([*outbox.topics, *names], *may))
+            if self._moves is not None:
+                await self._moves.learn()
+            with contextlib.suppress(ReplyError):  # for others to read
+                await claim.announce(self._now_ns())
+            return True
+        self._flow("standby")
+        if not await standing.acquire(claim, outbox, takeover=takeover, stopping=lambda: self._stopping):
+            return False
+        names, may = await self._moves.prepare() if self._moves is not None else ([], [])
+        await standing.begin(claim, outbox, names, may)
+        if self._moves is not None:
+            await self._moves.learn()
+        return True
+
     # writing
 
     async def _write(self) -> None:
@@ -315,6 +346,8 @@ class Sink:
             now = time.monotonic()
             if now >= self._claim.renew_at:
                 lapsed = await self._claim.renew()
+                if self._standing is not None:
+                    await self._claim.show_clock(self._now_ns())
                 if lapsed or await self._changed(now):
                     self._resumed = False  # keys may be lost: all topics are asked again
                     return

@@ -164,6 +164,17 @@ class Spool:
         self._fd, self._retired, self._current = -1, [], None
         self._unlock()
 
+    def clear(self) -> None:
+        """Let go of all that is here: another relay has written since, and none of it may be sent any more."""
+        self._end()
+        self.pending.clear()
+        for segment in self._segments:
+            with contextlib.suppress(OSError):
+                segment.unlink()
+        self._segments.clear()
+        self._marked.clear()
+        self.bytes = 0
+
     def _unlock(self) -> None:
         if self._lock >= 0:
             os.close(self._lock)

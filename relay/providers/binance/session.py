@@ -171,6 +171,9 @@ class Session(BaseProvider):
             out += self._give_up_list(now_ns)
         return out
 
+    def whole(self, now_ns: int) -> Sequence[Output]:
+        return [*self._books.whole(now_ns), *self._partial.whole(now_ns)]
+
     def closed(self, now_ns: int) -> Sequence[Output]:
         return [*self._books.closed(now_ns), *self._partial.closed(now_ns)]
 

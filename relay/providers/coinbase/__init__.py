@@ -157,6 +157,9 @@ class Session(BaseProvider):
             for raw in [raw for raw in self._books if ("level2", raw) not in self._asking.wanted]:
                 self._books.forget(raw)
 
+    def whole(self, now_ns: int) -> Sequence[Output]:
+        return self._books.whole(now_ns)
+
     def closed(self, now_ns: int) -> Sequence[Output]:
         """What heartbeats named and never came will not come any more, and no book is good."""
         out: list[Output] = [

@@ -127,6 +127,9 @@ class Session(BaseProvider):
             self._resync(now_ns)
         return out
 
+    def whole(self, now_ns: int) -> Sequence[Output]:
+        return self._books.whole(now_ns)
+
     def closed(self, now_ns: int) -> Sequence[Output]:
         return self._books.closed(now_ns)
 
