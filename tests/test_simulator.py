@@ -385,6 +385,13 @@ async def test_jump_and_repeat() -> None:
         assert await numbered(client, 9) == [1, 2, 3, 14, 14, 15, 16, 27, 28]
 
 
+async def test_late_message_comes_behind_others() -> None:
+    async with faulty(late_every=30) as (running, client):
+        assert await numbered(client, 55) == [*range(1, 31), *range(32, 52), 31, *range(52, 56)]
+        running.set_faults(Faults(), "small")
+        assert set(range(56, 400)) < set(await numbered(client, 400)), "each comes"
+
+
 async def test_slow_waits_before_each_frame() -> None:
     async with faulty(slow_secs=0.05) as (running, client):
         began = time.monotonic()

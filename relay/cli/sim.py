@@ -74,6 +74,7 @@ _COUNT = click.IntRange(min=1)
 @_fault("slow-secs", click.FloatRange(min=0, min_open=True), "SECS", "Wait this long before each frame.")
 @_fault("jump-every", _COUNT, "N", "Lose messages, each n data messages.")
 @_fault("repeat-every", _COUNT, "N", "Send a message twice, each n data messages.")
+@_fault("late-every", _COUNT, "N", "Send a message behind the 20 next ones, each n data messages.")
 @_fault("fault-connections", _COUNT, "N", "Only the first n connections of a provider are faulty.")
 @click.option("--json", "as_json", is_flag=True, help="Print the addresses as one line of JSON.")
 def command(

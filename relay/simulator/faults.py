@@ -25,6 +25,7 @@ GARBAGE_TEXT: tuple[bytes, ...] = (
     b"\xff\xfe not UTF-8",
 )
 """Text frames that no provider sends: broken JSON, other JSON, deep JSON, another language, no text at all."""
+LATE_BY = 20
 GARBAGE_BINARY: tuple[bytes, ...] = (b"", b"\x00\x01\x02\xff", b"\x1f\x8b\x08\x00broken gzip", b"\xff" * 300)
 
 
@@ -76,6 +77,8 @@ class Faults:
     """Lose what would come next, each n data messages, so that numbers jump; 0: never."""
     repeat_every: int = 0
     """Send the last data message twice, each n data messages; 0: never."""
+    late_every: int = 0
+    """Send a data message late, behind the LATE_BY next ones, each n data messages; 0: never."""
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -105,6 +108,7 @@ class Faults:
             or self.slow_secs
             or self.jump_every
             or self.repeat_every
+            or self.late_every
         )
 
     @property

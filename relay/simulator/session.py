@@ -12,7 +12,7 @@ from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 
 from relay.simulator.base import Close, Side, Step
-from relay.simulator.faults import END_NOTICE_SECS, Faults, garbage_binary, garbage_text
+from relay.simulator.faults import END_NOTICE_SECS, LATE_BY, Faults, garbage_binary, garbage_text
 from relay.simulator.playback import SETTLE_SECS, Playing, Recording, passes
 
 if TYPE_CHECKING:
@@ -90,6 +90,8 @@ class Session:
         self._silent = False
         self._rounds: dict[str, int] = {}
         self._once: set[str] = set()
+        self._late: list[tuple[int, Step]] = []
+        """Messages that are sent late: when so many have been sent."""
 
     def faults_set(self, faults: object, faulty: bool) -> None:
         """Other faults hold from now on: count anew."""
@@ -216,6 +218,7 @@ class Session:
                 return None
             left -= len(steps)
             if not faults.touches_data:
+                batch += self._overdue(faults)
                 batch += steps
                 self._sent(len(steps))
                 continue
@@ -225,6 +228,11 @@ class Session:
                     self._silent = True
                     self._count("stall_after")
                     return None
+                if faults.late_every and not isinstance(step, Close) and self._round("late_every", faults.late_every):
+                    self._sent(1)
+                    self._late.append((self.sent + LATE_BY, step))
+                    continue
+                batch += self._overdue(faults)
                 batch.append(step)
                 if isinstance(step, Close):
                     continue
@@ -247,6 +255,12 @@ class Session:
                     return None
         await self._flush(batch)
         return source.next_at(now)
+
+    def _overdue(self, faults: Faults) -> list[Step]:
+        """Give the late messages whose time has come; all of them once the fault is over."""
+        due = sum(not faults.late_every or at <= self.sent for at, _ in self._late)
+        steps, self._late = [step for _, step in self._late[:due]], self._late[due:]
+        return steps
 
     async def _drop(self, name: str) -> None:
         """Abort TCP. What was sent before has left our buffer, as far as the client reads."""
