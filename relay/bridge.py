@@ -6,7 +6,7 @@ what Redis could not take, and the order of shutdown is feeds, outbox, sink, ser
 
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +91,7 @@ class Bridge:
         # the journal's hooks; none while nothing records
         self.frame: Callable[[Lane], Callable[[Frame], object]] | None = None
         self.asked: Callable[[Lane, str, int, tuple[Any, ...]], None] | None = None
-        self._private: frozenset[Lane] = frozenset()
+        self._private: Collection[Lane] = ()
         self.vitals = Vitals(self.clock)
         self._summary = Summary(self)
         self.http: HttpServer | None = None

@@ -1,11 +1,12 @@
 """What the relay makes of a session's beginning and end: the same for the live relay and for a replay. Pure."""
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from relay.errors import SessionError
 from relay.intake import Intake, Source
 from relay.model import ACCOUNT_CHANNELS, Reject, Status
-from relay.providers.base import Provider, reject
+from relay.providers.base import Provider, Subscription, reject
 from relay.retry import Decision
 from relay.rollover import Rollover, label_of
 
@@ -136,6 +137,26 @@ def _action(decision: Decision) -> str:
     if decision.kind == "fatal":
         return "not tried again"
     return f"again in {decision.delay_secs:.{1 if decision.kind == 'retry' else 0}f} s"
+
+
+def resubscribed(
+    intake: Intake,
+    source: Source,
+    subscriptions: Sequence[Subscription],
+    plans: Mapping[str, Sequence[Subscription]],
+) -> None:
+    """A provider subscribes to something else, dealt to its connections as `plans` says, by label."""
+    intake.resubscribed(source, subscriptions)
+    if len(plans) < 2:
+        return
+    wants = source.shared.wants
+    for route in source.routes.values():
+        if route is None:
+            continue
+        for label, dealt in plans.items():
+            if any(s.channel == route.channel and wants(s, route.raw_symbol or "", route.param) for s in dealt):
+                route.connection = label
+                break
 
 
 def stopped(intake: Intake, now_ns: int) -> None:

@@ -21,7 +21,7 @@ from relay.feed import Feed, Lane
 from relay.intake import Intake, Source
 from relay.journal import Batch, Journal
 from relay.model import ACCOUNT_CHANNELS, CHANNEL_OF
-from relay.providers.base import Frame, Output, Request, Send, Shared, Subscription
+from relay.providers.base import Frame, Output, Planned, Request, Send, Shared, Subscription
 from relay.records import Changed, Connection, Ended, Header, Lost, Other, ProviderHeader, Received, Withheld, line
 from relay.redaction import MASK, Redactor
 from relay.retry import Decision
@@ -51,6 +51,7 @@ class State(Protocol):
     source: Source
     shared: Shared
     feeds: list[Feed]
+    plans: dict[str, Planned]
 
 
 class Recorder:
@@ -71,7 +72,8 @@ class Recorder:
         self.config, self.folder, self.run, self.intake = config, folder, run, intake
         self._earlier, self._topics, self._tell = earlier, topics, tell
         self._providers: Mapping[str, State] = providers
-        self.private: frozenset[Lane] = frozenset()
+        self.private: set[Lane] = set()
+        self._since: dict[State, int] = {}  # when each provider was taken in
         self.journal = Journal(
             folder,
             f"{config.name}.{iso(run * 1_000_000).replace('-', '').replace(':', '')}",
@@ -94,20 +96,35 @@ class Recorder:
 
     def begin(self, now_ns: int) -> None:
         """Begin to record: no session is open yet."""
-        private: set[Lane] = set()
+        self._header = self._snapshot(now_ns)
+        self.journal.start()
+        self._append(("begun", "", now_ns, None))
+
+    def reloading(self) -> None:
+        """Providers or connections are about to come or go: what happened so far stands in the file so far."""
+        self._hand_over()
+
+    def reloaded(self, config: Config, providers: Mapping[str, Any], now_ns: int) -> None:
+        """They have, and nothing has happened since: a file begins, whose header says what there is now."""
+        self.config, self._providers = config, providers
+        self._header = self._snapshot(now_ns)
+        self._append(("begun", "", now_ns, None))
+
+    def _learn(self) -> None:
+        """Take down who there is."""
         for state in self._providers.values():
-            for planned, feed in zip(state.config.connections, state.feeds, strict=True):
+            for feed in state.feeds:
+                planned = state.plans[feed.label]
                 for lane in (feed, feed.second):
                     conn = f"{lane.name}/{lane.key}"
                     self._conns[lane] = conn
                     self._plans[conn] = planned.subscriptions
-                    if any(s.channel in ACCOUNT_CHANNELS for s in planned.subscriptions):
-                        private.add(lane)
-        if not self.config.journal.accounts:
-            self.private = frozenset(private)
-        self._header = self._snapshot(now_ns)
-        self.journal.start()
-        self._append(("begun", "", now_ns, None))
+                    if not self.config.journal.accounts and any(
+                        s.channel in ACCOUNT_CHANNELS for s in planned.subscriptions
+                    ):
+                        self.private.add(lane)
+        for gone in self._since.keys() - set(self._providers.values()):
+            del self._since[gone]
 
     async def run_flush(self) -> None:
         """Hand over what waits every `flush_ms`, and tell how the journal does."""
@@ -223,9 +240,11 @@ class Recorder:
     def stopped(self, now_ns: int) -> None:
         self._note("stopped", "", now_ns)
 
-    def subscriptions(self, name: str, subscriptions: Sequence[Subscription], now_ns: int) -> None:
-        """A provider subscribes to something else from now on (`Source.resubscribed`)."""
-        self._note("subscriptions", "", now_ns, Changed(list(subscriptions), name))
+    def subscriptions(
+        self, name: str, subscriptions: Sequence[Subscription], plans: Mapping[str, Planned], now_ns: int
+    ) -> None:
+        """A provider subscribes to something else from now on (`Intake.resubscribed`)."""
+        self._note("subscriptions", "", now_ns, Changed(list(subscriptions), name, _connections(plans)))
 
     def aside(self, now_ns: int) -> None:
         """A status was published whose cause is not recorded: a replay leaves its number out."""
@@ -306,6 +325,7 @@ class Recorder:
     def _snapshot(self, now_ns: int) -> Callable[[int], bytes]:
         """Take down what a replay must know at this moment; gives the maker of the header line."""
         config, redactor = self.config, self._redactor
+        self._learn()
         providers = {}
         for name, state in self._providers.items():
             options = state.shared.options
@@ -321,12 +341,13 @@ class Recorder:
                 type=state.config.spec.name,
                 options=redactor.tree(plain),
                 subscriptions=list(state.config.subscriptions),
-                connections=[Connection(p.label, list(p.subscriptions)) for p in state.config.connections],
+                connections=_connections(state.plans),
                 account=state.shared.account,
                 book_snapshot_every=state.shared.book_snapshot_every,
                 origin=source.origin,
                 prefix=source.names.prefix if source.names is not self.intake.names else None,
                 state=redactor.tree(held()) if held is not None else None,
+                since=self._since.setdefault(state, now_ns),
             )
         header = Header(
             format=records.FORMAT,
@@ -345,6 +366,10 @@ class Recorder:
             open=list(self._open),
         )
         return partial(_header_line, header, now_ns)
+
+
+def _connections(plans: Mapping[str, Planned]) -> list[Connection]:
+    return [Connection(label, list(planned.subscriptions)) for label, planned in plans.items()]
 
 
 def _header_line(header: Header, now_ns: int, number: int) -> bytes:

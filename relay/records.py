@@ -1,6 +1,7 @@
 """What stands in a journal: one JSON line a record, in one order over all connections of a relay. Pure.
 
-    {"do":"header","t":..,"data":{..}}                    first in each file: who records, and from what state on
+    {"do":"header","t":..,"data":{..}}                    first in each file: who records, and from what state on;
+                                                          where providers or connections come or go, a file begins
     {"do":"made","conn":"coinapi/1","t":..,"data":{..}}   a provider object for a connection that is about to be tried
     {"do":"opened","conn":..,"t":..}                      the WebSocket is open
     {"conn":..,"t":..,"frame":".."}                       received; `frame64`, base64, where it is no UTF-8 text;
@@ -65,6 +66,8 @@ class ProviderHeader(Struct, kw_only=True):
     """As `Shared.book_snapshot_every`, which the relay sets."""
     state: Any = None
     """What `Shared.load_state` was given at the start; secrets masked."""
+    since: int = 0
+    """When the relay took it in, in ns: another time than in the file before means that a reload began it anew."""
 
 
 class Header(Struct, kw_only=True):
@@ -142,6 +145,8 @@ class Changed(Struct):
     subscriptions: list[Subscription] | None = None
     """`made`: None where they are the header's."""
     provider: str = ""
+    connections: list[Connection] = []
+    """`subscriptions`: how they are dealt from now on."""
 
 
 # -- writing -----------------------------------------------------------------------------------------------------

@@ -4,12 +4,14 @@
 the new configuration whole: what runs is always one file, never a mixture of two.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from relay import lifecycle
 from relay.config import Config, ProviderConfig, data_dir_of, prefix_of
 from relay.config.structs import Settings
 from relay.errors import ConfigError, Problem
@@ -112,10 +114,7 @@ async def reload(bridge: "Bridge", new: Config, file: str) -> None:
     """
     async with bridge.reloading:
         changes = compare(bridge.config, new, file)
-        if bridge.recorder is not None and new_connections(changes):
-            text = "a recording cannot take connections that come or go; restart the relay, or stop recording"
-            raise ConfigError([Problem(file, 0, 0, "providers", text)])
-        again = [] if bridge.recorder is not None else _given_up(bridge, changes)
+        again = _given_up(bridge, changes)
         bridge.vitals.loaded_ns = bridge.clock()
         if not changes and not again:
             bridge.vitals.reloads["unchanged"] += 1
@@ -124,16 +123,18 @@ async def reload(bridge: "Bridge", new: Config, file: str) -> None:
             return
         gone = [*changes.removed, *(provider.name for provider in changes.restarted)]
         await _stop(feed for name in gone for feed in bridge.providers[name].feeds)
-        for name in gone:
-            bridge.intake.leave(bridge.providers.pop(name).source)
-        bridge.config = new
-        for provider in (*changes.restarted, *changes.added):
-            for feed in bridge.add_provider(provider).feeds:
-                bridge.start_feed(feed)
+        with _recorded(bridge, anew=bool(gone or changes.added)):
+            for name in gone:
+                bridge.intake.leave(bridge.providers.pop(name).source)
+            bridge.config = new
+            for provider in (*changes.restarted, *changes.added):
+                for feed in bridge.add_provider(provider).feeds:
+                    bridge.start_feed(feed)
         for changed in changes.changed:
             await _change(bridge, changed)
-        for state, label in again:
-            _begin(bridge, state, label)
+        with _recorded(bridge, anew=bool(again)):
+            for state, label in again:
+                _begin(bridge, state, label)
         bridge.providers = {name: bridge.providers[name] for name in new.providers}
         for name, provider in new.providers.items():
             bridge.providers[name].config = provider
@@ -149,13 +150,6 @@ def refused(bridge: "Bridge", error: ConfigError) -> None:
     count = len(error.problems)
     text = f"configuration refused, the old one stays: {error.problems[0]}" + (f" (+{count - 1})" if count > 1 else "")
     bridge.publish(Status(event="notice", code="reload_refused", text=text[:1000]))
-
-
-def new_connections(changes: Changes) -> bool:
-    """Tell whether connections come or go, which no recording can take."""
-    return bool(
-        changes.added or changes.removed or changes.restarted or any(c.opened or c.closed for c in changes.changed)
-    )
 
 
 def _given_up(bridge: "Bridge", changes: Changes) -> list[tuple["ProviderState", str]]:
@@ -192,30 +186,26 @@ async def _change(bridge: "Bridge", changed: Changed) -> None:
     for label, subscriptions in changed.removed.items():
         feeds[label].unsubscribe(subscriptions)
     if bridge.recorder is not None:
-        bridge.recorder.subscriptions(config.name, config.subscriptions, bridge.clock())
-    bridge.intake.resubscribed(state.source, config.subscriptions)
-    _move(state)
+        bridge.recorder.subscriptions(config.name, config.subscriptions, state.plans, bridge.clock())
+    plans = {label: planned.subscriptions for label, planned in state.plans.items()}
+    lifecycle.resubscribed(bridge.intake, state.source, config.subscriptions, plans)
     for label, subscriptions in changed.added.items():
         feeds[label].subscribe(subscriptions)
-    for label in changed.opened:
-        bridge.start_feed(bridge.add_feed(state, label))
+    with _recorded(bridge, anew=bool(changed.opened or changed.closed)):
+        for label in changed.opened:
+            bridge.start_feed(bridge.add_feed(state, label))
     bridge.sink.notify()
 
 
-def _move(state: "ProviderState") -> None:
-    """Note which connection carries a route now: a change may deal subscriptions anew."""
-    if len(state.plans) < 2:
-        return
-    for route in state.source.routes.values():
-        if route is None:
-            continue
-        for label, planned in state.plans.items():
-            if any(
-                sub.channel == route.channel and state.shared.wants(sub, route.raw_symbol or "", route.param)
-                for sub in planned.subscriptions
-            ):
-                route.connection = label
-                break
+@contextmanager
+def _recorded(bridge: "Bridge", *, anew: bool) -> Iterator[None]:
+    """Tell the recording of providers and connections that come or go inside, where nothing else may happen."""
+    recorder = bridge.recorder if anew else None
+    if recorder is not None:
+        recorder.reloading()
+    yield
+    if recorder is not None:
+        recorder.reloaded(bridge.config, bridge.providers, bridge.clock())
 
 
 def _begin(bridge: "Bridge", state: "ProviderState", label: str) -> None:

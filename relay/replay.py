@@ -133,17 +133,38 @@ class Replay:
         origin: Any = section.origin
         names = None if section.prefix is None else Topics(header.relay, header.templates, section.prefix)
         self._sources[name] = self.intake.source(name, spec, shared, section.subscriptions, origin=origin, names=names)
-        for connection in section.connections:
-            for key in (connection.label, connection.label + SECOND):
-                self._plans[f"{name}/{key}"] = connection.subscriptions
+        self._plan(name, section.connections)
 
     def next_file(self, header: Header) -> None:
         """Go on with a later file of the same run."""
-        before, self.header = self.header.file, header
+        earlier, self.header = self.header, header
+        before = earlier.file
+        if header.format > 1:
+            self._reloaded(earlier, header)
         if header.file == before + 1:
             return
         missing = f"file {before + 1}" if header.file == before + 2 else f"files {before + 1} to {header.file - 1}"
         self._broken(f"{missing} of this run not here")
+
+    def _reloaded(self, earlier: Header, header: Header) -> None:
+        """Follow a reload of the live relay: providers and connections come and go between two files."""
+        for name, section in earlier.providers.items():
+            later = header.providers.get(name)
+            if name in self._sources and (later is None or later.since != section.since):
+                self.intake.leave(self._sources.pop(name))
+                for conn in [conn for conn in self._sessions if conn.startswith(f"{name}/")]:
+                    del self._sessions[conn]
+        for name, section in header.providers.items():
+            was = earlier.providers.get(name)
+            if was is None or was.since != section.since:
+                self._source(name, section)
+            elif name in self._sources:
+                self._plan(name, section.connections)
+
+    def _plan(self, name: str, connections: Sequence[records.Connection]) -> None:
+        for connection in connections:
+            for key in (connection.label, connection.label + SECOND):
+                self._plans[f"{name}/{key}"] = connection.subscriptions
 
     def _broken(self, why: str) -> None:
         """Records are missing before the current file: number on as it says, and do not trust any session's state."""
@@ -213,7 +234,9 @@ class Replay:
             case "subscriptions":
                 changed = records.data_of(record, Changed)
                 if changed.provider in self._sources:
-                    self.intake.resubscribed(self._sources[changed.provider], changed.subscriptions or ())
+                    plans = {one.label: one.subscriptions for one in changed.connections}
+                    source = self._sources[changed.provider]
+                    lifecycle.resubscribed(self.intake, source, changed.subscriptions or (), plans)
             case "made":
                 self._made(record)
             case "opened" | "tick" | "reply" | "subscribe" | "unsubscribe" | "closing" | "closed":

@@ -4,8 +4,10 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from relays import Process, Running, config_of, entries, relay_of, until
+from test_replay import replay, streams
 
 from relay.config import Config
 from relay.errors import ConfigError
@@ -99,6 +101,47 @@ async def test_providers_come_and_go_beside_the_others(redis_url: str, tmp_path:
         "added=second removed=coinbase",
         "restarted=coinapi",
     ]
+
+
+async def test_a_recording_follows_whoever_comes_and_goes(redis_url: str, tmp_path: Path) -> None:
+    head = f"journal: {{dir: {tmp_path}/journal, flush_ms: 20}}\n"
+    second = "second: {type: coinbase, simulate: true, quotes: [LTC-EUR], books: {full: [LTC-EUR]}}"
+    etoro = "etoro: {simulate: true, api_key: x, user_key: y, quotes: ['1', '2'], connection_topics_max: 1}"
+    more = etoro.replace("'2'", "'2', '3'")
+    steps = [
+        (COINBASE, BITSTAMP, etoro),
+        (BITSTAMP, second, etoro),  # one goes, one comes
+        # one comes back, one begins anew, one has more connections
+        (BITSTAMP, COINBASE, second.replace("true,", "true, book_depth_max: 10,"), more),
+        (BOTH, COINBASE.replace("BTC-USD", "BTC-USD, ETH-USD"), etoro.replace(", '2'", "")),
+    ]
+    async with relay_of(config(tmp_path, redis_url, *steps[0], head=head)) as running:
+        bridge = running.bridge
+
+        async def flowing() -> None:
+            states = bridge.providers.values()
+            wanted = [(state.source.counts, state.source.counts.published + 20) for state in states]
+            await until(lambda: all(counts.published > least for counts, least in wanted))
+
+        await flowing()
+        for step in steps[1:]:
+            await reload(bridge, config(tmp_path, redis_url, *step, head=head), "relay.yaml")
+            await flowing()
+        assert len(bridge.providers["etoro"].feeds) == 1
+        bridge.simulator.drop()  # and each connects again, as it is planned now
+        await until(lambda: all(opened(running, name)[0] > 1 for name in bridge.providers))
+        await flowing()
+    assert len(list((tmp_path / "journal").iterdir())) >= 4, "what there is stands in each file's header"
+    live = streams(redis_url)
+    result = await anyio.to_thread.run_sync(
+        lambda: replay(tmp_path / "journal", "--url", redis_url, "--into", "again.")
+    )
+    assert result.exit_code == 0, result.output
+    own = {  # what a reload says is the relay's own word, as Redis's troubles are: its number is left out
+        name: [e for e in found if b'"code":"reloaded"' not in e[1]] for name, found in live.items()
+    }
+    assert {name.removeprefix("again."): found for name, found in streams(redis_url, "again.*").items()} == own
+    assert sum(len(found) for found in own.values()) > 300
 
 
 async def test_given_up_connection_is_tried_again(redis_url: str, tmp_path: Path) -> None:
