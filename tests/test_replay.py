@@ -138,7 +138,11 @@ def test_replay_gives_no_more_and_no_less_than_the_live_run(recorded: Recorded, 
     assert replayed[0] == replayed[1] == recorded.live
 
 
-def test_what_was_published_does_not_differ(recorded: Recorded, replayed: list[Entries]) -> None:
+@pytest.mark.parametrize("chunk", [7, 500])
+def test_what_was_published_does_not_differ(
+    recorded: Recorded, replayed: list[Entries], chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("relay.cli._replay_redis.CHUNK", chunk)
     result = replay(recorded.folder, "--diff", "--url", recorded.url)
     assert result.exit_code == 0, result.output
     count = sum(map(len, recorded.live.values()))

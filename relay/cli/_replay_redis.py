@@ -141,6 +141,7 @@ class DiffTarget:
             ms = entry_id.split("-")[0]
             if len(made) >= CHUNK and made[-1][0].split("-")[0] != ms:
                 self._compare(topic.name, int(ms) - 1)
+                made = self._made[topic.name]
             made.append((entry_id, body))
 
     def flush(self) -> None:
