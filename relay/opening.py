@@ -13,6 +13,7 @@ import redis.asyncio
 import redis.asyncio.retry
 import redis.asyncio.sentinel
 import redis.sentinel
+from redis.asyncio.sentinel import MasterNotFoundError as AsyncMasterNotFoundError
 from redis.backoff import NoBackoff
 from redis.exceptions import (
     AskError,
@@ -23,8 +24,9 @@ from redis.exceptions import (
     TryAgainError,
 )
 from redis.retry import Retry
+from redis.sentinel import MasterNotFoundError
 
-from relay.targets import Target, target_of
+from relay.targets import Target, shown, target_of
 
 if TYPE_CHECKING:
     from relay.config import RedisConfig
@@ -70,7 +72,7 @@ def opened(url: str, options: Mapping[str, Any]) -> Any:
         except RedisClusterException as error:
             raise ConnectionError(str(error)) from error
     tls = {name: value for name, value in own.items() if name.startswith("ssl")}
-    make: Any = redis.sentinel.Sentinel
+    make: Any = _Sentinels
     sentinels = make(target.hosts, sentinel_kwargs=tls | of_sentinels | {**ONCE, "retry": Retry(NoBackoff(), 0)})
     return sentinels.master_for(target.service, db=target.database, **PLAIN, **own)
 
@@ -87,10 +89,33 @@ def opened_async(url: str, options: Mapping[str, Any]) -> Any:
         nodes = [redis.asyncio.cluster.ClusterNode(host, port) for host, port in target.hosts]
         return redis.asyncio.RedisCluster(startup_nodes=nodes, require_full_coverage=False, **PLAIN, **own)
     tls = {name: value for name, value in own.items() if name.startswith("ssl")}
-    make: Any = redis.asyncio.sentinel.Sentinel
+    make: Any = _AsyncSentinels
     once = {**ONCE, "retry": redis.asyncio.retry.Retry(NoBackoff(), 0)}
     sentinels = make(list(target.hosts), sentinel_kwargs=tls | of_sentinels | once)
     return sentinels.master_for(target.service, db=target.database, **PLAIN, **own)
+
+
+class _Sentinels(redis.sentinel.Sentinel):
+    def discover_master(self, service_name: str) -> Any:
+        try:
+            return super().discover_master(service_name)  # type: ignore[no-untyped-call]
+        except MasterNotFoundError as error:
+            raise _unknown(self.sentinels, service_name) from error
+
+
+class _AsyncSentinels(redis.asyncio.sentinel.Sentinel):
+    async def discover_master(self, service_name: str) -> Any:
+        try:
+            return await super().discover_master(service_name)
+        except AsyncMasterNotFoundError as error:
+            raise _unknown(self.sentinels, service_name) from error
+
+
+def _unknown(sentinels: list[Any], service: str) -> ConnectionError:
+    """Say it in one line; redis-py's own text is all of its objects."""
+    places = [one.connection_pool.connection_kwargs for one in sentinels]
+    hosts = ", ".join(shown((place["host"], place["port"])) for place in places)
+    return ConnectionError(f"no sentinel of {hosts} tells who the primary of {service!r} is (away, login, or its name)")
 
 
 async def close(client: Any) -> None:

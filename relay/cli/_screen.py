@@ -48,7 +48,11 @@ class Screen:
             rows.append(f"  {section.name}: {what} over {len(section.connections)} connection{plural} ({how})")
         rows.append(f"  Redis: {Redactor().text(bridge.redis_url)}" + (" (bundled server)" if bridge.server else ""))
         prefix = bridge.intake.names.prefix
-        url = "" if bridge.redis_url == "redis://127.0.0.1:6379" else f" --url {Redactor().text(bridge.redis_url)}"
+        # with a secret in it, or without the sentinels' one, an address is of no use: `relay tail` reads the config
+        known = (
+            bridge.redis_url == "redis://127.0.0.1:6379" or "@" in bridge.redis_url or "+sentinel:" in bridge.redis_url
+        )
+        url = "" if known else f" --url {bridge.redis_url}"
         if bridge.held is not None:
             rows = rows[:1]  # its supervisor has said the rest
         else:
