@@ -1,6 +1,7 @@
 """A real Redis Cluster on loopback: nodes come and go, slots move, primaries are killed. All by plain commands."""
 
 import contextlib
+import signal
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -170,6 +171,14 @@ class Cluster:
         node.kill()
         self.until(lambda: replica.call("ROLE")[0] == "master" and replica.info()["cluster_state"] == "ok")
         node.start()
+        return replica
+
+    def hang(self, node: Node) -> Node:
+        """Stop a primary until its replica has taken over; it goes on as if nothing had been. Gives the new primary."""
+        replica = self.replica_of(node)
+        node.signal(signal.SIGSTOP)
+        self.until(lambda: replica.call("ROLE")[0] == "master" and replica.info()["cluster_state"] == "ok")
+        node.signal(signal.SIGCONT)
         return replica
 
     def close(self) -> None:

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import re
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +13,7 @@ import anyio
 import anyio.to_thread
 import pytest
 from clusters import Cluster, Node
-from servers import RedisServer
+from servers import RedisServer, free_port
 from sinks import Relay
 from test_heal import put as put_trades
 from test_heal import relay_of as spooled_relay
@@ -22,6 +24,7 @@ from relay.sink import CLUSTER_REACTIONS, REACTIONS, ClusterSink, Fenced, LeaseH
 from relay.sink.functions import library
 from relay.sink.slots import slot_of
 
+ACL = Path(__file__).resolve().parents[1] / "deploy" / "relay.acl"
 NAMES = [f"quotes.T{number}" for number in range(20)]
 
 
@@ -197,11 +200,13 @@ async def test_node_that_is_away_holds_up_only_its_own_topics(cluster: Cluster) 
             assert relay.sink.state == "degraded" and relay.sink.away == [node.address]
         finally:
             replica.signal(signal.SIGCONT)
-            await in_thread(cluster.until, lambda: replica.call("ROLE")[0] == "master")
+        try:
+            await relay.drained(20.0)
+            await relay.until(lambda: relay.sink.state == "flowing", 20.0)
+            await relay.told("node_replaced")
+        finally:
             node.signal(signal.SIGCONT)
-        await relay.drained(20.0)
-        await relay.until(lambda: relay.sink.state == "flowing", 20.0)
-        await relay.told("node_replaced")
+    await in_thread(cluster.until, cluster.whole)
     for name in theirs + ours:
         stream = cluster.owner(slot_of(name)).call("XLEN", name)
         assert stream == relay.outbox.topics[name].seq
@@ -397,12 +402,23 @@ async def test_wrong_kind_of_address_is_said(cluster: Cluster) -> None:
         assert "no node of the cluster answers" in (await relay.told("lost"))["error"]
 
 
-async def test_users_and_passwords(cluster: Cluster) -> None:
+async def test_the_user_of_the_acl_file_may_do_what_is_needed(cluster: Cluster) -> None:
+    rights = next(line for line in ACL.read_text().splitlines() if line.startswith("user relay ")).split()[3:]
     for node in cluster.nodes:
-        node.call("ACL", "SETUSER", "writer", "on", ">s3cret", "~*", "&*", "+@all")
-    async with Relay(cluster.url.replace("://", "://writer:s3cret@")).running() as relay:
-        relay.put(NAMES[0], 2)
+        node.call("ACL", "SETUSER", "writer", "on", ">s3cret", *rights)
+    async with Relay(cluster.url.replace("://", "://writer:s3cret@"), retention_secs=3600).running() as relay:
+        for name in NAMES[:6]:
+            relay.put(name, 5)
         await relay.drained()
+        slot = slot_of(NAMES[0])
+        with cluster.moving(slot, other(cluster, cluster.owner(slot))) as source:
+            cluster.migrate(slot, source, other(cluster, source), *source.call("CLUSTER", "GETKEYSINSLOT", slot, 10))
+            relay.put(NAMES[0], 5)
+            await relay.drained()
+        relay.put(NAMES[0], 5)
+        await relay.drained()
+        exact(cluster, relay)
+        assert not re.search("NOPERM|topic_blocked|holding", str(relay.events)), relay.events
         assert "s3cret" not in str(relay.events) and "s3cret" not in repr(relay.sink.server)
     for node in cluster.nodes:
         node.call("ACL", "SETUSER", "writer", "-@all", "+ping")
@@ -413,6 +429,30 @@ async def test_users_and_passwords(cluster: Cluster) -> None:
     relay = Relay(cluster.url, username="writer", password="wrong")
     async with relay.running(ready=False):
         assert (await relay.told("holding"))["reaction"] == "rights"
+
+
+async def test_tls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    if not shutil.which("openssl") or not shutil.which("redis-server"):
+        pytest.skip("no openssl to make a certificate with, or no server on the PATH that speaks TLS")
+    cert, key, port = str(tmp_path / "cert.pem"), str(tmp_path / "key.pem"), free_port()
+    make = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=localhost"
+    await anyio.run_process(
+        ["openssl", *make.split(), "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", cert]
+    )
+    monkeypatch.setenv("RELAY_TEST_REDIS_SERVER", "redis-server")
+    tls = ("--tls-port", str(port), "--tls-cert-file", cert, "--tls-key-file", key, "--tls-ca-cert-file", cert)
+    cluster = Cluster(1, 0, *tls, "--tls-auth-clients", "no", "--tls-cluster", "yes")
+    try:
+        async with Relay(f"rediss+cluster://127.0.0.1:{port}", ca_file=cert).running() as relay:
+            relay.put(NAMES[0], 2)
+            await relay.drained()
+            assert [lane.address for lane in relay.sink.lanes] == [f"127.0.0.1:{port}"]
+        exact(cluster, relay)
+        distrusting = Relay(f"rediss+cluster://127.0.0.1:{port}")
+        async with distrusting.running(ready=False):
+            assert "certificate" in (await distrusting.told("lost"))["error"].lower()
+    finally:
+        cluster.close()
 
 
 def test_the_address_decides_the_sink() -> None:

@@ -22,8 +22,6 @@ from relay.sink.slots import slot_of
 
 pytestmark = pytest.mark.fault
 
-SEED = 9
-
 
 def owners(cluster: Cluster) -> dict[str, Node]:
     return {name: cluster.owner(slot_of(name)) for name in NAMES}
@@ -46,9 +44,16 @@ def verdict_of(cluster: Cluster) -> Verdict:
     return verdict
 
 
-def trouble(cluster: Cluster, moves: int, kills: int, flows: Callable[[], None]) -> None:
+def trouble(
+    cluster: Cluster,
+    moves: int,
+    kills: int,
+    flows: Callable[[], None],
+    kill: Callable[[Node], Node] | None = None,
+    seed: int = 9,
+) -> None:
     """Move slots of topics to and fro and kill primaries, in turn; `flows` waits until data does."""
-    chance = random.Random(SEED)
+    chance = random.Random(seed)
     done = 0
     for number in range(moves):
         slot = slot_of(chance.choice(NAMES))
@@ -58,29 +63,56 @@ def trouble(cluster: Cluster, moves: int, kills: int, flows: Callable[[], None])
         if (number + 1) * kills // moves > done:
             done += 1
             time.sleep(chance.random() * 0.3)
-            cluster.kill(chance.choice(cluster.primaries()))
+            (kill or cluster.kill)(chance.choice(cluster.primaries()))
             flows()
             cluster.until(cluster.whole, 60)
     assert done == kills
 
 
 def test_slot_moves_and_kills_of_primaries_lose_nothing(tmp_path: Path) -> None:
-    moves, kills = dose(20), dose(5)
+    for number in range(dose(1)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        _moves_and_kills(folder, min(20, dose(20)), min(5, dose(5)), number)
+
+
+def _moves_and_kills(tmp_path: Path, moves: int, kills: int, number: int) -> None:
     cluster = Cluster()
     try:
         with provider() as port:
-            config = write(tmp_path, cluster.url, port)
-            with Process(tmp_path, "run", "-c", config) as process:
+            with Process(tmp_path, "run", "-c", write(tmp_path, cluster.url, port)) as process:
 
                 def flows() -> None:
                     before = length(cluster)
                     process.until(lambda: length(cluster) > before + 500, 60)
 
                 flows()
-                trouble(cluster, moves, kills, flows)
+                trouble(cluster, moves, kills, flows, seed=number)
                 stop(process)
         verdict = verdict_of(cluster)
-        print(f"\ncluster, {moves} slot moves and {kills} kills of primaries: {verdict}")
+        print(f"\ncluster {number}, {moves} slot moves and {kills} kills of primaries: {verdict}")
+        assert verdict.right and verdict.gaps == 0, str(verdict)
+    finally:
+        cluster.close()
+
+
+def test_primaries_that_hang_and_come_back_lose_nothing(tmp_path: Path) -> None:
+    """They go on as primaries until they hear of the other one, and what they were sent meanwhile is gone."""
+    hangs = dose(5)
+    cluster = Cluster()
+    try:
+        with provider() as port:
+            with Process(tmp_path, "run", "-c", write(tmp_path, cluster.url, port)) as process:
+
+                def flows() -> None:
+                    before = length(cluster)
+                    process.until(lambda: length(cluster) > before + 500, 60)
+
+                flows()
+                trouble(cluster, hangs, hangs, flows, cluster.hang)
+                stop(process)
+        verdict = verdict_of(cluster)
+        print(f"\ncluster, {hangs} primaries stopped and continued: {verdict}")
         assert verdict.right and verdict.gaps == 0, str(verdict)
     finally:
         cluster.close()

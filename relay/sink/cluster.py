@@ -232,7 +232,7 @@ class ClusterSink(Sink):
         """Keep the map for ever."""
         while True:
             hurry = bool(self.lanes.away)
-            await self._link.look()
+            self._tasks.start_soon(self._link.look)  # a node that hangs delays no news from the others
             with anyio.move_on_after(HURRY_SECS if hurry else LOOK_SECS):
                 await self._look_now.wait()
             self._look_now = anyio.Event()

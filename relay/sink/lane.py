@@ -74,6 +74,8 @@ class Lane:
             judge=self._judge,
             on_event=self._tell,
         )
+        self.doubts: dict[Topic, None] = {}
+        """Topics of which the node must be asked for the last id before anything is written to them."""
         self.state = "starting"
         self.since = self.calling = 0.0
         self._why: dict[str, Any] = {}
@@ -278,14 +280,14 @@ class Lane:
 
     def _next_secs(self, now: float) -> float:
         """How long an idle lane may sleep: until a topic that was put off is due."""
-        lanes = self._lanes
-        dues = [due for topic, (due, _) in lanes.later.items() if lanes.home(topic) is self]
+        later = self._lanes.later
+        dues = [later[topic][0] for topic in self.doubts if topic in later]
         return max(0.001, min([*dues, self._ledger.probe_at]) - now)
 
     def _mine(self) -> list[Topic]:
         """Topics that wait and may be written by this lane now; new ones are doubted first."""
         lanes = self._lanes
-        doubts, busy, home = lanes.doubts, self.outbox.busy, lanes.home
+        doubts, busy, home = self.doubts, self.outbox.busy, lanes.home
         mine = []
         for topic in self.outbox.waiting:
             if home(topic) is self and topic not in doubts and topic not in busy:
@@ -300,12 +302,11 @@ class Lane:
         """Topics to be fenced now."""
         lanes, later, topics = self._lanes, self._lanes.later, self.outbox.topics
         found: list[Topic] = []
-        for topic in list(lanes.doubts):
-            if topics.get(topic.name) is not topic:  # given to another relay
-                del lanes.doubts[topic]
-            elif lanes.home(topic) is self and topic not in self.outbox.busy and topic.blocked != "foreign":
-                if later and later.get(topic, (0.0, 0.0))[0] > now:
-                    continue
+        for topic in list(self.doubts):
+            # it has another home by now, or was given to another relay
+            if lanes.home(topic) is not self or topics.get(topic.name) is not topic or topic.blocked == "foreign":
+                del self.doubts[topic]
+            elif topic not in self.outbox.busy and not (later and later.get(topic, (0.0, 0.0))[0] > now):
                 found.append(topic)
                 if len(found) == FENCE_MAX:
                     break
@@ -348,7 +349,7 @@ class Lane:
         """Send one piece of what the node has lost."""
         healer, claim = self._healer, self._claim
         for topic in list(healer.topics):
-            if self._lanes.home(topic) is not self or topic in self._lanes.doubts:
+            if self._lanes.home(topic) is not self or topic in self.doubts:
                 healer.leave(topic)  # who fences it goes on
         batch = await healer.step()
         if batch:
@@ -377,7 +378,7 @@ class Lane:
         claim, lanes = self._claim, self._lanes
         topics = [self.outbox.topics[name] for name in names]
         for topic in topics:
-            lanes.doubts.pop(topic, None)  # who doubts it from here on, doubts it again
+            self.doubts.pop(topic, None)  # who doubts it from here on, doubts it again
         commands = [
             ("FCALL", claim.fence_name, 2, name, claim.writer(name), claim.relay, claim.epoch, *may) for name in names
         ]
@@ -385,7 +386,7 @@ class Lane:
         notes: list[Note] = []
         for topic, reply in zip(topics, replies, strict=True):
             if reply is None:
-                lanes.doubts[topic] = None
+                lanes.doubt([topic])
                 notes.append(Note("LATER", ""))
                 continue
             note = note_of(reply[0])
@@ -402,6 +403,7 @@ class Lane:
         """
         busy, lanes = self.outbox.busy, self._lanes
         busy.update(topics)
+        slots = lanes.router.slots
         self.calling = time.monotonic()
         try:
             try:
@@ -425,6 +427,8 @@ class Lane:
         finally:
             self.calling = 0.0
             busy.difference_update(topics)
+            if slots is not lanes.router.slots:  # their new homes have waited for this call
+                lanes.doubt(topic for topic in topics if lanes.home(topic) is not self)
         return replies
 
     async def _send_ahead(

@@ -31,9 +31,8 @@ FULL_HOLD_SECS = 0.25
 class Lanes:
     """The lanes by address, and the state of topics that they share.
 
-    `doubts`: topics of which Redis must be asked for the last id before anything is written to them. `later`: topics
-    that a node has put off: when to ask again, and how long the wait was. `held`: topics blocked because their node is
-    away, or because their slot has been in the middle of a move for long.
+    `later`: topics that a node has put off: when to ask again, and how long the wait was. `held`: topics blocked
+    because their node is away, or because their slot has been in the middle of a move for long.
     """
 
     def __init__(
@@ -62,7 +61,6 @@ class Lanes:
         self.is_sibling = is_sibling
         self.event, self.hole, self.empty, self.room, self.answered = event, hole, empty, room, answered
         self.look_soon, self._failed = look_soon, failed
-        self.doubts: dict[Topic, None] = {}
         self.later: dict[Topic, tuple[float, float]] = {}
         self.held: dict[Topic, None] = {}
         self.failure: SinkError | None = None
@@ -134,11 +132,14 @@ class Lanes:
 
     def doubt(self, topics: Iterable[Topic]) -> None:
         """Verify topics before anything is written to them, and soon, whether anything waits or not."""
-        doubts = self.doubts
+        home = self.home
+        lanes: set[Lane] = set()
         for topic in topics:
-            if topic.blocked != "foreign":
-                doubts[topic] = None
-        for lane in self._lanes.values():
+            lane = home(topic)
+            if lane is not None and topic.blocked != "foreign":
+                lane.doubts[topic] = None
+                lanes.add(lane)
+        for lane in lanes:
             lane.wake()
 
     def notify(self) -> None:
@@ -205,12 +206,14 @@ class Lanes:
     def _hold(self, topics: Iterable[Topic], why: str) -> None:
         outbox, held = self.outbox, self.held
         was_full = outbox.full
+        doubted: list[Topic] = []
         for topic in topics:
             if topic in held or not topic.blocked:
                 if topic not in held or topic.ids:  # again: what was in flight can leave memory now
                     outbox.block(topic, why)
                 held[topic] = None
-                self.doubts[topic] = None
+                doubted.append(topic)
+        self.doubt(doubted)
         if was_full and not outbox.full:
             self.room()
 

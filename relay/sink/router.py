@@ -5,6 +5,7 @@ Everything called by it may be called twice: where no answer comes it is asked a
 """
 
 import contextlib
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
@@ -19,6 +20,7 @@ from relay.targets import Target, shown
 
 NODE_SECS = 2.0
 """A node that answers a small call no sooner is away."""
+UNUSED_SECS = 60.0
 TRIES = 5
 """Redirections and missing functions that one call follows."""
 ABOUT = (("CLUSTER", "SLOTS"), ("CLUSTER", "INFO"), ("CLUSTER", "MYID"), ("INFO", "server"), ("INFO", "replication"))
@@ -30,10 +32,12 @@ class Node:
     def __init__(self, server: Server, client_name: str) -> None:
         self.link = Link(server, client_name)
         self._lock = anyio.Lock()
+        self.used_at = 0.0
 
     async def calls(self, commands: list[tuple[Any, ...]]) -> list[Any]:
         """Send commands together, connecting when needed; a ReplyError in the place of a refused one."""
         async with self._lock:
+            self.used_at = time.monotonic()
             if not self.link.up:
                 await self.link.open()
             try:
@@ -63,6 +67,8 @@ class Router(Link):
         )
         self._nodes: dict[str, Node] = {}
         self._views: dict[str, View] = {}
+        self._asked: set[str] = set()
+        """Nodes that were asked for the map and have not answered yet."""
         self._known: dict[str, None] = dict.fromkeys(map(shown, target.hosts))
         """Addresses heard of, replicas included, those of the config first: asked when no primary answers."""
         self.slots = Slots()
@@ -107,30 +113,46 @@ class Router(Link):
     # the map
 
     async def look(self) -> dict[str, Exception]:
-        """Ask all primaries for the map, or where none answers whoever was heard of. Give who did not answer."""
+        """Ask all primaries for the map, or where none answers whoever was heard of. Give who did not answer.
+
+        A node that was asked before and has not answered yet is not waited for.
+        """
         refused: dict[str, Exception] = {}
         for first in (self.slots.nodes, self._known):
             asked: set[str] = set()
             async with anyio.create_task_group() as group:
 
                 def ask(address: str, asked: set[str] = asked, group: Any = group) -> None:
-                    if address not in asked:
+                    if address not in asked and address not in self._asked:
                         asked.add(address)
+                        self._asked.add(address)
                         group.start_soon(self._ask, address, ask, refused)
 
                 for address in list(first):
                     ask(address)
             if self._views:
                 break
+        await self._forget()
         return refused
+
+    async def _forget(self) -> None:
+        """Let go of nodes that nobody names any more, but for those of the config."""
+        named = {place for view in self._views.values() for place in view.places.values()}
+        if named:
+            self._known = dict.fromkeys([*map(shown, self._target.hosts), *named])
+        before = time.monotonic() - UNUSED_SECS
+        for address in [one for one, node in self._nodes.items() if one not in named and node.used_at < before]:
+            await self._nodes.pop(address).link.close()
 
     async def _ask(self, address: str, also: Callable[[str], None], refused: dict[str, Exception]) -> None:
         """Hear one node, and take in at once what it says: others may take long to be found away."""
         try:
             slots, info, node, *about = await self._node(address).calls(list(ABOUT))
+            self._asked.discard(address)
             if isinstance(slots, ReplyError):
                 raise slots
         except (LinkLost, ReplyError) as error:
+            self._asked.discard(address)
             refused[address] = error
             if self._views.pop(address, None) is not None:
                 self._remap()
