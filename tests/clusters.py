@@ -11,7 +11,8 @@ from servers import RedisServer, free_port
 
 from relay.sink.slots import SLOTS
 
-NODE_TIMEOUT_MS = 800
+NODE_TIMEOUT_MS = 1500
+"""Small, for quick failovers; smaller, and a busy machine fails over by itself."""
 KEYS_AT_ONCE = 10
 
 
