@@ -277,6 +277,7 @@ class Supervisor:
                 spool=change(config.spool, dir=config.spool.dir or str(Path(config.state_dir, "spool"))),
                 journal=change(config.journal, dir=""),
                 http=change(config.http, enabled=False),
+                standby=change(config.standby, enabled=False),  # it sends what it has and goes
                 providers={},
                 shard=shard,
             )

@@ -305,6 +305,51 @@ def test_topics_change_hands_in_a_cluster_too(tmp_path: Path) -> None:
         cluster.close()
 
 
+@pytest.mark.fault
+def test_each_shard_has_a_standby_on_another_host(redis_url: str, tmp_path: Path) -> None:
+    """Two hosts with two shards each: one shard dies, then the whole host; the other one goes on without a hole."""
+    with provider(rate=1000) as port:
+        for host in "ab":
+            (tmp_path / host).mkdir()
+            extra = "http: {enabled: true, port: 0}\nstandby: {enabled: true}"
+            write(tmp_path / host, redis_url, port, extra)
+        a, b = tmp_path / "a", tmp_path / "b"
+
+        def said(host: Path) -> str:
+            with contextlib.suppress(OSError, ValueError):
+                with urllib.request.urlopen(f"{(host / 'state' / 'http_url').read_text().strip()}/readyz") as answer:
+                    return answer.read().decode().strip()
+            return ""
+
+        def roles(host: Path) -> dict[int, str]:
+            url = (host / "state" / "http_url").read_text().strip()
+            return {one["number"]: one.get("role", "") for one in get(f"{url}/status.json?limit=0")["shards"]}
+
+        with Process(a, "run", "--shards", "2") as first, Process(b, "run", "--shards", "2") as second:
+            first.until(lambda: {said(a), said(b)} in ({"ready", "standby"}, {"ready"}), 40)
+            first.until(
+                lambda: sorted([*roles(a).values(), *roles(b).values()]) == ["active"] * 2 + ["standby"] * 2, 20
+            )
+            host = a if "active" in roles(a).values() else b
+            other = b if host is a else a
+            number = next(number for number, role in roles(host).items() if role == "active")
+            url = (host / "state" / "http_url").read_text().strip()
+            pid = {one["number"]: one["pid"] for one in get(f"{url}/status.json?limit=0")["shards"]}[number]
+            os.kill(pid, signal.SIGKILL)
+            first.until(lambda: roles(other)[number] == "active", 20)
+            first.until(lambda: said(host) in ("ready", "standby") and said(other) == "ready", 40)
+            (first if host is a else second).process.kill()
+            last = second if host is a else first
+            last.until(lambda: set(roles(other).values()) == {"active"}, 20)
+            before = sum(len(bodies(redis_url, name)) for name in NAMES)
+            last.until(lambda: sum(len(bodies(redis_url, name)) for name in NAMES) > before + 500, 20)
+            assert last.stop(signal.SIGTERM, 20) == 0
+        verdict = check(streams(redis_url, NAMES))
+        print(f"\na shard, then a host: {verdict}")
+        assert verdict.right, str(verdict)
+        assert verdict.gaps == 0, str(verdict)
+
+
 # -- killed under load -------------------------------------------------------------------------------------------
 
 
