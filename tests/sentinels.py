@@ -20,7 +20,8 @@ DOWN_MS, FAILOVER_MS = 500, 1500
 ACL = f"user default on >{PASSWORD} ~* &* +@all\nuser watcher on >watch ~* &* +@all\n"
 
 
-def wait(condition: Callable[[], Any], what: str, seconds: float = 30.0) -> None:
+def wait(condition: Callable[[], Any], what: str, seconds: float = 90.0) -> None:
+    """Sentinels that were not served in time by a busy machine do nothing for 30 s (TILT)."""
     end = time.monotonic() + seconds
     while True:
         with contextlib.suppress(redis.RedisError):
