@@ -99,6 +99,9 @@ def test_streams_are_replayed_and_places_looked_at(place: Place, written: dict[s
     result = relay("replay", "--from-stream", "trades.*", *args, "--stdout", "--topics", "--speed", "max")
     assert result.exit_code == 0, result.output
     assert len(result.stdout.splitlines()) == 3 * len(NAMES)
+    result = relay("replay", "--from-stream", "trades.*", *args, "--into", "replay.y.", "--speed", "max")
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert [place.client.xlen(f"replay.y.{name}") for name in NAMES] == [3] * len(NAMES)
     with contextlib.closing(opened(place.url, place.login)) as client:
         assert set(listed(client, "")) == set(NAMES)
         assert check_place(client, "replay.x.", replace=False) == ""

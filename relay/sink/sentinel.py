@@ -121,7 +121,7 @@ class SentinelLink(Link):
         self._address: Host | None = None
         self._other: Host | None = None
         """The primary, where it is not the one we are connected to."""
-        self._scope = anyio.CancelScope()
+        self._scope: anyio.CancelScope | None = None  # it may be made before there is an event loop
 
     @property
     def where(self) -> str:
@@ -161,9 +161,10 @@ class SentinelLink(Link):
 
     @contextlib.contextmanager
     def _guard(self) -> Iterator[None]:
-        with anyio.CancelScope() as self._scope:
+        with anyio.CancelScope() as scope:
+            self._scope = scope
             yield
-        if self._scope.cancelled_caught:
+        if scope.cancelled_caught:
             raise self._left()
 
     def _left(self) -> LinkLost:
@@ -172,7 +173,8 @@ class SentinelLink(Link):
     def _named(self, primary: Host) -> None:
         if self._address is not None and primary != self._address:
             self._other = primary
-            self._scope.cancel()
+            if self._scope is not None:
+                self._scope.cancel()
         else:
             self._other = None
 
