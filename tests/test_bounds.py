@@ -55,6 +55,7 @@ def numbered(messages: list[dict[str, Any]]) -> None:
     assert [message["seq"] for message in messages] == list(range(1, len(messages) + 1))
 
 
+@pytest.mark.fault
 async def test_full_spool_stops_market_data_first_and_account_events_never(server: RedisServer, tmp_path: Path) -> None:
     """`block`: the sockets of market data wait when the spool is full, account events go into its reserve."""
     providers = f"""
@@ -88,6 +89,7 @@ async def test_full_spool_stops_market_data_first_and_account_events_never(serve
     assert verdict.right and verdict.data > 2500
 
 
+@pytest.mark.fault
 async def test_latest_quotes_give_way_while_there_is_no_room(server: RedisServer, tmp_path: Path) -> None:
     """`when_full: latest`: the socket is read on, each quote that gave way is counted, the newest comes through."""
     quotes = f"quotes: [{', '.join(PRODUCTS)}], when_full: {{quotes: latest}}"
