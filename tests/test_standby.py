@@ -1,5 +1,6 @@
 """Active and standby: the ring, the seam between two writers, and whole pairs. Under load: test_standby_faults.py."""
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 import redis
 from checker import check, streams
 from made_up import errors, with_alpha
-from pairs import pair
+from pairs import CONFIG, Node, pair
 from relays import config_of, entries, relay_of, until
 from servers import RedisServer
 from test_faults import NAMES, PRODUCT_NAMES, provider
@@ -263,6 +264,38 @@ def test_kill_and_planned_stop_leave_neither_hole_nor_repeat(tmp_path: Path) -> 
         with server.client() as client:
             assert not client.exists("relay:active:t", "relay:lease:t"), "a planned stop leaves the name free"
         assert "is void" in one.text, "what it had not sent when it was killed"
+    finally:
+        server.close()
+
+
+def test_what_nobody_has_followed_is_sent_after_a_crash(tmp_path: Path) -> None:
+    """The spool of a killed writer: void once another node has written, else as good as ever."""
+    server = RedisServer()
+    try:
+        text = CONFIG.format(
+            folder="{folder}", redis=server.url, http="{http}", port="{port}", lease=0.4, ring=3.0, extra="",
+            subscribed=f"trades: [{', '.join(PRODUCT_NAMES)}]",
+        )  # fmt: skip
+        with provider(1000) as port:
+            node = Node(tmp_path, server, text.replace("{port}", str(port)))
+            node.start()
+            try:
+                first = node.until_active()["whole"]["run"]
+                with server.client() as client:
+                    client.client_pause(1000, all=False)
+                    node.until(lambda found: found["whole"]["outbox"]["entries"] > 300)
+                    stored = len(client.xrange(NAMES[0]))
+                    node.kill()
+                    node.start()
+                    node.until_active()
+                    node.stop()
+            finally:
+                if node.process is not None:
+                    node.kill()
+        ours = sum(json.loads(body)["run"] == first for _, body in streams(server.url, NAMES[:1])[NAMES[0]])
+        assert ours > stored + 10, "what Redis had not taken when it was killed is sent, in its old run"
+        verdict = check(streams(server.url, NAMES), true=True)
+        assert verdict.right and set(verdict.reasons) == {"relay_down"}, str(verdict)
     finally:
         server.close()
 

@@ -15,13 +15,13 @@ from relay.sink.claim import Claim, who
 from relay.sink.link import Link, ReplyError
 from relay.sink.pace import BACKOFF_CAP_SECS
 
-POLLS = 12
+POLLS = 20
 """Looks at the lease in the time of one: a takeover is late by half the pause in the mean."""
 HOLD_LEASES = 2
 """A lease that was free at the first look may belong to a writer that only lost its Redis, as we did: it comes back."""
 PATIENCE_LEASES = 3
 """A lease that nobody takes for so long is taken even by a node that had better not: a gap is better than silence."""
-CLOCKS = 48
+CLOCKS = 80
 """Newest looks at the writer's clock that count: about four leases."""
 LIFT_NS = 1_000_000_000
 """A writer's clock that is ahead by less is left alone: two clocks are never the same."""
