@@ -9,6 +9,7 @@ docs/scaling.md, `--write` puts it there.
 
 import argparse
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,8 @@ from relay.providers import PROVIDERS
 from relay.shards import CONNECTIONS_EACH, SHARDS_MAX
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "scaling.md"
+TOPICS_MAX = 5_000_000
+"""More would take the simulation minutes and gigabytes."""
 MARKS = ("<!-- begin of the generated {} -->", "<!-- end of the generated {} -->")
 
 # -- the table ---------------------------------------------------------------------------------------------------
@@ -279,16 +282,21 @@ def main(args: Sequence[str] | None = None) -> None:
         factors = sorted(float(text) for text in found.steps.split(","))
     except ValueError:
         parser.error("--steps takes numbers with commas between: 1,10,100")
-    for name, least_value in {"messages": 0, "topics": 1, "consumers": 0, "follows": 1, "zipf": 0, "wait_ms": 0.01,
+    for name, least_value in {"messages": 1, "topics": 1, "consumers": 0, "follows": 1, "zipf": 0, "wait_ms": 0.01,
                               "node_gb": 0.01, "gbit": 0.001, "length": 1}.items():  # fmt: skip
         if getattr(found, name) < least_value:
             parser.error(f"--{name.replace('_', '-')} is at least {least_value}")
     if not 0 < found.headroom <= 1 or min(factors) <= 0:
         parser.error("--headroom lies between 0 and 1, steps above 0")
+    if found.topics * max(factors) > TOPICS_MAX:
+        parser.error(f"at most {TOPICS_MAX:,} topics at the last step")
     load = Load(found.messages, found.topics, found.consumers, found.follows, found.zipf)
     bounds = replace(bounds, headroom=found.headroom, wait_ms=found.wait_ms, node_gb=found.node_gb, gbit=found.gbit,
                      length=found.length, kind=found.kind)  # fmt: skip
-    made = tables(inputs, load, bounds, factors)
+    try:
+        made = tables(inputs, load, bounds, factors)
+    except OverflowError as error:
+        sys.exit(f"{error}; a smaller load, larger nodes or less headroom may do")
     draw = as_markdown if found.markdown else as_text
     print("\n\n".join(draw(table) for table in made.values()))
     if not found.markdown:

@@ -140,10 +140,21 @@ def test_command(scaling: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert "20,000" in text and "40,000" in text and "CoinAPI: 1 connection with one key" in text
     scaling.main(["--steps", "1", "--markdown"])
     assert "|---|--:|" in capsys.readouterr().out
-    for wrong in (["--kind", "nonsense"], ["--steps", "x"], ["--headroom", "0"], ["--topics", "0"]):
+    for wrong in (
+        ["--kind", "nonsense"],
+        ["--steps", "x"],
+        ["--headroom", "0"],
+        ["--topics", "0"],
+        ["--messages", "0"],
+    ):
         with pytest.raises(SystemExit):
             scaling.main(wrong)
         assert wrong[0] in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="carries this load"):
+        scaling.main(["--steps", "1", "--gbit", "0.001"])
+    with pytest.raises(SystemExit):
+        scaling.main(["--steps", "1e9"])
+    assert "at most 5,000,000 topics" in capsys.readouterr().err
 
 
 def test_command_runs_by_itself(tmp_path: Path) -> None:
