@@ -1,6 +1,5 @@
 """What all tests share: the event loop, the server, and the switch that rewrites recorded outputs."""
 
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import anyio
 import pytest
 import redis
+from servers import given_url
 
 from relay.embedded import EmbeddedServer
 
@@ -32,7 +32,7 @@ def anyio_backend() -> str:
 @pytest.fixture(scope="session")
 def _server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """One server for the whole run: the bundled one, or the one that RELAY_TEST_REDIS_URL names (it is emptied!)."""
-    other = os.environ.get("RELAY_TEST_REDIS_URL")
+    other = given_url()
     if other:
         yield other
         return

@@ -174,3 +174,11 @@ class Proxy:
 
 class _Cut(Exception):
     pass
+
+
+def given_url() -> str:
+    """The server of this worker that RELAY_TEST_REDIS_URL names, one for each, blanks between; empty: none is named."""
+    urls = os.environ.get("RELAY_TEST_REDIS_URL", "").split()
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    assert not urls or worker < len(urls), "workers may not share a server: name one for each in RELAY_TEST_REDIS_URL"
+    return urls[worker] if urls else ""

@@ -7,7 +7,7 @@ import os
 import anyio
 import pytest
 import redis
-from servers import RedisServer
+from servers import RedisServer, given_url
 from sinks import Relay, bodies
 
 from relay import codec
@@ -34,7 +34,7 @@ class Given:
 
 @pytest.fixture(scope="module")
 def one_server():
-    url = os.environ.get("RELAY_TEST_REDIS_URL")
+    url = given_url()
     server = Given(url) if url else RedisServer()
     yield server
     server.close()
