@@ -133,6 +133,29 @@ async def test_another_history_behind_the_same_connection_is_seen(
         other.close()
 
 
+async def test_failover_during_healing_to_a_server_that_has_more_is_no_foreign_write(
+    server: RedisServer, client: "redis.Redis", spool: Spool
+) -> None:
+    """The server before had taken a call whose answer never came; its replica takes over while another is healed."""
+    relay = relay_of(server.url, spool)
+    async with relay.running():
+        topic = put(relay, "t", 20)
+        await relay.drained()
+        server.kill()
+        await relay.told("lost")
+        put(relay, "t", 5)
+        ids = list(topic.ids)
+        ledger = relay.sink._ledger
+        ledger.settle(topic, "1-10")
+        assert topic.parked
+        ledger.settle(topic, ids[2])
+        assert not topic.blocked and not topic.parked
+        assert topic.last == topic.acked == ids[2] and topic.ids == ids[3:]
+        ledger.settle(topic, "1-10")
+        ledger.settle(topic, "99999999999999-1")
+        assert topic.blocked == "foreign", "nobody of ours wrote that"
+
+
 async def test_healing_that_is_cut_off_repeats_nothing(
     server: RedisServer, client: "redis.Redis", spool: Spool
 ) -> None:

@@ -132,12 +132,15 @@ class Ledger:
                 self._healer.finish(topic)
         elif order(last) < order(topic.acked):
             self._rewind(topic, last)
-        elif not topic.parked and last in topic.ids:
+        elif topic.parked:  # one more failover, to a server that lacks nothing of what was being sent again
+            self._healer.finish(topic)
+            self.settle(topic, last)
+        elif last in topic.ids:
             count = topic.ids.index(last) + 1
             self.done(topic, count, last)
             self.stats.confirmed += count
             self._confirmed += count
-        elif not topic.parked and not topic.ids and self.outbox.advance(topic, last):
+        elif not topic.ids and self.outbox.advance(topic, last):
             topic.last = topic.acked = last  # it arrived, and had left memory meanwhile
         else:
             self.block(topic, "foreign", f"somebody else moved its last entry to {last}")
