@@ -159,6 +159,7 @@ def numbers_at(node: Node, slot: int, name: str) -> list[int]:
         return [int(fields["data"]) for _, fields in client.xrange(name)]
 
 
+@pytest.mark.fault
 async def test_killed_primary_is_followed_by_its_replica(cluster: Cluster) -> None:
     async with Relay(cluster.url).running() as relay:
         victim = cluster.owner(slot_of(NAMES[0]))
@@ -179,6 +180,7 @@ def own_cluster() -> Iterator[Cluster]:
     cluster.close()
 
 
+@pytest.mark.fault
 async def test_node_that_is_away_holds_up_only_its_own_topics(own_cluster: Cluster) -> None:
     cluster = own_cluster
     node = cluster.owner(slot_of("relay:lease:main"))  # that nobody can renew the lease there stops no lane

@@ -48,6 +48,7 @@ def last_line(process: Process) -> str:
     return process.text.splitlines()[-1]
 
 
+@pytest.mark.fault
 def test_second_relay_of_a_name_is_refused_in_one_line_and_may_take_over(server: RedisServer, tmp_path: Path) -> None:
     with relay(server, tmp_path, "one") as one:
         flows(server, one)

@@ -111,6 +111,7 @@ async def test_restarted_empty_server_is_healed(server: RedisServer, client: "re
         assert (await whole(relay, client, "t", 350))[:300] == before
 
 
+@pytest.mark.fault
 async def test_another_history_behind_the_same_connection_is_seen(
     server: RedisServer, client: "redis.Redis", spool: Spool
 ) -> None:

@@ -318,6 +318,7 @@ async def test_rollovers_of_a_numbered_provider_under_load_and_their_replay(redi
     assert {name.removeprefix("again."): found for name, found in again.items()} == live
 
 
+@pytest.mark.fault
 async def test_an_announced_end_makes_a_rollover_and_its_replay_gives_the_same(redis_url: str, tmp_path: Path) -> None:
     section = (
         "    simulate: true\n    quotes: [BTCUSDT]\n    trades: [BTCUSDT, ETHUSDT]\n    bars: {1m: [BTCUSDT]}\n"

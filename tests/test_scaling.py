@@ -157,6 +157,7 @@ def test_command(scaling: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert "at most 5,000,000 topics" in capsys.readouterr().err
 
 
+@pytest.mark.fault
 def test_command_runs_by_itself(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(BENCH / "scaling.py"), "--steps", "1"], cwd=tmp_path, capture_output=True, text=True

@@ -132,6 +132,7 @@ def test_two_shards_are_one_relay(tmp_path: Path) -> None:
         assert {"t-1", "t-2"} <= {json.loads(line).get("shard") for line in lines}
 
 
+@pytest.mark.fault
 def test_shards_end_with_their_supervisor(tmp_path: Path) -> None:
     (tmp_path / "relay.yaml").write_text(SIMULATED.format(products=FEW))
     with Process(tmp_path, "run", "--shards", "2") as process:
@@ -177,6 +178,7 @@ def body_count(url: str, name: str, runs: int) -> bool:
 
 
 @pytest.mark.anyio
+@pytest.mark.fault
 async def test_a_topic_of_a_living_sibling_is_refused_loudly(redis_url: str, tmp_path: Path) -> None:
     """Two layouts at one time are a mistake: the second one says so and writes none of what the first one holds."""
     text = f"redis: {{url: '{redis_url}'}}\nproviders:\n  coinbase: {{simulate: true, trades: [{FEW}]}}\n"

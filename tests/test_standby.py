@@ -268,6 +268,7 @@ def test_kill_and_planned_stop_leave_neither_hole_nor_repeat(tmp_path: Path) -> 
         server.close()
 
 
+@pytest.mark.fault
 def test_what_nobody_has_followed_is_sent_after_a_crash(tmp_path: Path) -> None:
     """The spool of a killed writer: void once another node has written, else as good as ever."""
     server = RedisServer()
@@ -367,6 +368,7 @@ async def test_one_connection_a_key_stands_by_without_it(redis_url: str, tmp_pat
 
 
 @pytest.mark.parametrize("hours", [1, -1])
+@pytest.mark.fault
 async def test_clocks_an_hour_apart_change_nothing(redis_url: str, tmp_path: Path, hours: int) -> None:
     with provider(500) as port:
         text = KRAKEN.format(
