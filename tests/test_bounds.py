@@ -114,6 +114,7 @@ async def test_latest_quotes_give_way_while_there_is_no_room(server: RedisServer
         assert numbers == sorted(set(numbers)) and not [m for m in messages if m["type"] == "status"]
 
 
+@pytest.mark.fault
 async def test_interval_thins_quotes_to_the_newest(server: RedisServer, tmp_path: Path) -> None:
     quotes = f"quotes: [{', '.join(PRODUCTS)}], interval_ms: {{quotes: 100}}"
     async with relayed(server, tmp_path, f"  coinbase: {{simulate: true, {quotes}}}\n") as running:

@@ -124,6 +124,7 @@ async def test_slots_move_under_load(cluster: Cluster) -> None:
         assert told["slots"] >= 1 and "node_lost" not in relay.kinds() and "redis_lost" not in relay.kinds()
 
 
+@pytest.mark.fault
 async def test_topic_in_the_middle_of_a_move_waits_alone(cluster: Cluster) -> None:
     name, fresh = on(cluster, cluster.nodes[0], 1)[0], ""
     slot = slot_of(name)
@@ -222,6 +223,7 @@ async def test_node_that_is_away_holds_up_only_its_own_topics(own_cluster: Clust
             node.signal(signal.SIGCONT)
 
 
+@pytest.mark.fault
 async def test_what_a_promoted_replica_lacks_is_sent_again_quiet_topics_too(cluster: Cluster, tmp_path: Path) -> None:
     spool = spool_in(tmp_path / "s")
     spool.open()
@@ -441,6 +443,7 @@ async def test_the_user_of_the_acl_file_may_do_what_is_needed(cluster: Cluster) 
         assert (await relay.told("holding"))["reaction"] == "rights"
 
 
+@pytest.mark.fault
 async def test_tls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     if not shutil.which("openssl") or not shutil.which("redis-server"):
         pytest.skip("no openssl to make a certificate with, or no server on the PATH that speaks TLS")

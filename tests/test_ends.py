@@ -66,6 +66,7 @@ def test_second_relay_of_a_name_is_refused_in_one_line_and_may_take_over(server:
             assert '"stopped"' in last_line(three)
 
 
+@pytest.mark.fault
 def test_second_signal_ends_it_now(server: RedisServer, tmp_path: Path) -> None:
     with relay(server, tmp_path, "one") as one:
         flows(server, one)
@@ -80,6 +81,7 @@ def test_second_signal_ends_it_now(server: RedisServer, tmp_path: Path) -> None:
         assert "Traceback" not in one.text
 
 
+@pytest.mark.fault
 def test_stop_without_redis_keeps_what_waits_and_says_so(server: RedisServer, tmp_path: Path) -> None:
     with relay(server, tmp_path, "one") as one:
         flows(server, one)

@@ -160,6 +160,7 @@ def described(*rows: tuple[int, str]) -> dict[str, Any]:
 # -- the merge -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault
 def test_ten_thousand_sparse_updates_equal_a_reference_merge() -> None:
     """A seeded walk of deltas, late ones, repeats, heartbeats and snapshots against the rules written the slow way."""
     random = Random(20261121)

@@ -157,6 +157,7 @@ async def test_failover_during_healing_to_a_server_that_has_more_is_no_foreign_w
         assert topic.blocked == "foreign", "nobody of ours wrote that"
 
 
+@pytest.mark.fault
 async def test_healing_that_is_cut_off_repeats_nothing(
     server: RedisServer, client: "redis.Redis", spool: Spool
 ) -> None:
@@ -178,6 +179,7 @@ async def test_healing_that_is_cut_off_repeats_nothing(
 
 
 @pytest.mark.parametrize("reply", [b"-OOM command not allowed", b"-MISCONF Errors writing", b"-ERR nobody knows"])
+@pytest.mark.fault
 async def test_healing_that_is_refused_for_a_while_leaves_no_hole(
     server: RedisServer, client: "redis.Redis", spool: Spool, reply: bytes
 ) -> None:

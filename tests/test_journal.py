@@ -139,6 +139,7 @@ def test_tools_of_others_read_it(tmp_path: Path) -> None:
     assert out == b"".join(texts)
 
 
+@pytest.mark.fault
 def test_cut_at_any_byte_costs_the_last_block_alone() -> None:
     data, texts = file_of(16, 2)
     starts = [block.start for block in read_blocks(io.BytesIO(data)) if isinstance(block, Block)]
@@ -150,6 +151,7 @@ def test_cut_at_any_byte_costs_the_last_block_alone() -> None:
         assert all(damage.torn and damage.end == cut for damage in damages)
 
 
+@pytest.mark.fault
 def test_flipped_bits_cost_the_block_that_was_hit_and_are_told() -> None:
     data, texts = file_of(40)
     spans = [(b.start, b.start + b.packed) for b in read_blocks(io.BytesIO(data)) if isinstance(b, Block)]

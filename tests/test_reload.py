@@ -103,6 +103,7 @@ async def test_providers_come_and_go_beside_the_others(redis_url: str, tmp_path:
     ]
 
 
+@pytest.mark.fault
 async def test_a_recording_follows_whoever_comes_and_goes(redis_url: str, tmp_path: Path) -> None:
     head = f"journal: {{dir: {tmp_path}/journal, flush_ms: 20}}\n"
     second = "second: {type: coinbase, simulate: true, quotes: [LTC-EUR], books: {full: [LTC-EUR]}}"

@@ -181,6 +181,7 @@ def test_replace_deletes_replays_alone(recorded: Recorded) -> None:
     assert streams(recorded.url, "sim.*") == recorded.live
 
 
+@pytest.mark.fault
 def test_as_live_writes_what_is_missing_with_a_warning(recorded: Recorded) -> None:
     other = RedisServer()
     try:

@@ -134,6 +134,7 @@ def test_waiting(scaling: Any) -> None:
     assert scaling.catch_up_secs(0.6, 10) == pytest.approx(15.0)
 
 
+@pytest.mark.fault
 def test_command(scaling: Any, capsys: pytest.CaptureFixture[str]) -> None:
     scaling.main(["--messages", "20000", "--steps", "1,2"])
     text = capsys.readouterr().out

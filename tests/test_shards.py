@@ -97,6 +97,7 @@ def test_shares_are_about_equal() -> None:
     assert max(loads.values()) < 1.5 * 400 / 4
 
 
+@pytest.mark.fault
 def test_dealing_does_not_hang_on_the_hash_seed_of_python() -> None:
     code = "from relay.shards import home; print([home(f'trades.{n}', 5) for n in range(50)])"
     found = {

@@ -791,6 +791,7 @@ def _started(*arguments: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.fault
 async def test_command_serves_until_a_signal_and_exits_0(number: signal.Signals) -> None:
     with _started("rest", "--port", "0", "--json", "--drop-after", "3", "--rate", "0") as process:
         assert process.stdout is not None
@@ -806,6 +807,7 @@ async def test_command_serves_until_a_signal_and_exits_0(number: signal.Signals)
     assert err == "rest: 1 connects, 3 data messages, drop_after 1\n"
 
 
+@pytest.mark.fault
 async def test_command_prints_yaml_that_points_at_it_and_names_a_taken_port() -> None:
     async with simulator() as running:
         with _started("small", "--port", str(running.port)) as process:

@@ -262,6 +262,7 @@ async def _killed(server: RedisServer, down_secs: float) -> None:
         exact(client, relay)
 
 
+@pytest.mark.fault
 async def test_killed_server_comes_back_with_its_data(server):
     await _killed(server, 1.0)
 
@@ -414,6 +415,7 @@ async def test_rights_taken_away_at_run_time_and_given_back(server, monkeypatch)
             exact(client, relay)
 
 
+@pytest.mark.fault
 async def test_killed_relay_does_not_hold_its_own_restart_up(server):
     """SIGKILL of a real process that holds the lease; its successor writes within two seconds."""
     code = (

@@ -345,6 +345,7 @@ async def test_unnumbered_channels_say_handover_and_books_begin_anew(redis_url: 
     assert told[0] == "handover" and "opened" in told, "who writes, over which connections"
 
 
+@pytest.mark.fault
 async def test_one_connection_a_key_stands_by_without_it(redis_url: str, tmp_path: Path) -> None:
     raw = "BITSTAMP_SPOT_BTC_USD"
     async with Simulator(["coinapi"], rate=50) as simulator:
@@ -392,6 +393,7 @@ async def test_clocks_an_hour_apart_change_nothing(redis_url: str, tmp_path: Pat
     assert two.said("the clock follows") == (hours == 1)
 
 
+@pytest.mark.fault
 async def test_a_node_that_hears_nothing_lets_others_go_first(redis_url: str, tmp_path: Path) -> None:
     text = KRAKEN.format(redis=redis_url, provider="coinbase: {url: 'ws://127.0.0.1:9/', trades: [P00-USD]}")
     with redis.Redis.from_url(redis_url) as client:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from relays import ROOT, relay_of, until
 
 from relay import stats
@@ -17,6 +18,7 @@ def unread(path: str) -> str:
     raise FileNotFoundError(path)
 
 
+@pytest.mark.fault
 async def test_laws_hold_for_every_provider_whatever_it_sends(tmp_path: Path) -> None:
     text = (ROOT / "relay.yaml").read_text() + f"\nstate_dir: {tmp_path}\nsimulator: {{rate: 200, port: 0}}\n"
     config = load(text, "relay.yaml", environ={}, read_file=unread, providers=PROVIDERS)
