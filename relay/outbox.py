@@ -23,10 +23,11 @@ NOTHING = "0-0"
 
 
 class Position(NamedTuple):
-    """A place in the spool: number of a segment, bytes into it."""
+    """A place in the spool: number of a segment, bytes into it, entries into the batch that stands there."""
 
     segment: int
     offset: int
+    entry: int = 0
 
 
 def order(entry_id: str) -> tuple[int, int]:
@@ -56,12 +57,13 @@ class Topic:
     must refuse what comes for it. `last_id`: the newest entry of an earlier run, where there is one; `before`: the
     body of the newest of these that carries a provider's number.
     `spilled`: more waits in the spool, behind `ids`: `behind` entries, to be read from `cursor` on, above the id
-    `after`; `tail`: the body of the entry `after`, where it is known.
+    `after`; `tail`: the body of the entry `after`, where it is known. `fresh`: so many of the newest in memory are not
+    in the spool yet (not more than there are).
     """
 
     __slots__ = (
-        "acked", "after", "away", "before", "behind", "blocked", "contiguous", "cursor", "data", "full", "ids", "kind",
-        "last", "last_id", "limit", "mark", "name", "parked", "provider", "seq", "size", "spilled", "tail",
+        "acked", "after", "away", "before", "behind", "blocked", "contiguous", "cursor", "data", "fresh", "full", "ids",
+        "kind", "last", "last_id", "limit", "name", "parked", "provider", "seq", "size", "spilled", "tail",
     )  # fmt: skip
 
     def __init__(self, name: str, kind: str, provider: str, limit: int) -> None:
@@ -77,7 +79,7 @@ class Topic:
         self.blocked = ""
         self.parked = self.away = False  # away: parked or blocked
         self.contiguous = False
-        self.mark = name.encode() + b"\0"
+        self.fresh = 0
         self.spilled = False
         self.behind = 0
         self.cursor: Position | None = None

@@ -4,7 +4,8 @@ Each topic's memory holds its oldest waiting entries; once more is `spilled`, ev
 until all of it has been read back. So memory is bounded whatever Redis does, and order is kept.
 """
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
+from itertools import chain
 from typing import Protocol
 
 from relay.holes import follows, gap
@@ -18,12 +19,14 @@ LOW_BYTES = 64 * 1024
 class Store(Protocol):
     """What the outbox needs of the spool."""
 
-    pending: list[tuple[Topic, str, bytes]]
     ok: bool
     full: bool
     damaged: int
 
-    def flush(self) -> bool: ...
+    @property
+    def resting(self) -> bool: ...
+
+    def write(self, topics: Sequence[Topic], counts: list[int], ids: list[str], bodies: list[bytes]) -> bool: ...
     def make_room(self) -> bool: ...
     def end(self) -> Position: ...
     def find(self, name: str, after: str) -> Position | None: ...
@@ -33,14 +36,20 @@ class Store(Protocol):
 
 
 class SpooledOutbox(Outbox):
-    """An Outbox with a spool behind it. `hole(topic, status)`: called with each gap event that it had to put in."""
+    """An Outbox with a spool behind it. `hole(topic, status)`: called with each gap event that it had to put in.
 
-    __slots__ = ("_written", "hole", "run", "spilled", "spool")
+    What the spool does not have yet: the newest `Topic.fresh` entries in memory, and `late`: what came for topics that
+    are spilled. A batch is written topic by topic: order counts within a topic alone.
+    """
+
+    __slots__ = ("_stirred", "hole", "late", "run", "spilled", "spool")
 
     def __init__(self, bytes_max: int, topic_bytes_max: int, spool: Store, run: int) -> None:
         super().__init__(bytes_max, topic_bytes_max)
         self.spool, self.run = spool, run
         self.spilled: dict[Topic, None] = {}
+        self.late: list[tuple[Topic, str, bytes]] = []
+        self._stirred: list[Topic] = []  # those with fresh entries
         self.hole: Callable[[Topic, Status], None] = lambda topic, status: None
 
     def recover(self, topic: Topic, last: str, acked: str, before: bytes | None) -> None:
@@ -55,6 +64,10 @@ class SpooledOutbox(Outbox):
         """See Outbox."""
         super().forget(topic)
         self.spilled.pop(topic, None)
+        self._pop_late(topic)
+        if topic.fresh:
+            self._stirred.remove(topic)
+            topic.fresh = 0
 
     def void(self) -> int:
         """See Outbox."""
@@ -67,22 +80,25 @@ class SpooledOutbox(Outbox):
             topic.spilled, topic.cursor, topic.behind, topic.acked = False, None, 0, topic.last
             topic.last_id = topic.before = None
             del self.spilled[topic]
+            self._pop_late(topic)
             self.waiting.pop(topic, None)
         self.spool.clear()
         return left
 
     def add(self, topic: Topic, entry_id: str, body: bytes) -> None:
         """See Outbox: to the spool as well, or alone."""
-        spool = self.spool
-        spool.pending.append((topic, entry_id, body))
         if topic.spilled:
+            self.late.append((topic, entry_id, body))
             topic.behind += 1
-            if not spool.ok and len(spool.pending) * ENTRY_COST * 4 > self.bytes_max:
+            if self._stuck():
                 self.full = True  # neither the disk nor memory takes more
             return
         ids = topic.ids
         if not ids and not topic.away:
             self.waiting[topic] = None
+        if not topic.fresh:
+            self._stirred.append(topic)
+        topic.fresh += 1
         ids.append(entry_id)
         topic.data.append(body)
         cost = len(body) + ENTRY_COST
@@ -90,6 +106,9 @@ class SpooledOutbox(Outbox):
         self.size = total = self.size + cost
         if size > topic.limit or total > self.limit:
             self._bound(topic, cost)
+
+    def _stuck(self) -> bool:
+        return not self.spool.ok and len(self.late) * ENTRY_COST * 4 > self.bytes_max
 
     def _bound(self, topic: Topic, cost: int) -> None:
         if not self.spool.ok:
@@ -110,7 +129,7 @@ class SpooledOutbox(Outbox):
 
     def unload(self, topic: Topic) -> bool:
         """Let the spool alone keep what waits of a topic; nothing of it may be in flight."""
-        if not topic.last or not topic.ids or topic in self.busy or not self.spool.flush():
+        if not topic.last or not topic.ids or topic in self.busy or not self._write():
             return False
         behind = topic.behind + len(topic.ids)
         before = topic.acked
@@ -133,20 +152,54 @@ class SpooledOutbox(Outbox):
         super()._relax()
         if self.spool.full and not self.spool.make_room():
             self.full = True
-        if not self.spool.ok and len(self.spool.pending) * ENTRY_COST * 4 > self.bytes_max:
+        if self._stuck():
             self.full = True
 
     def flush(self) -> None:
         """Write what was added; what Redis has meanwhile need not wait for a disk that takes nothing."""
-        spool = self.spool
-        if not spool.flush():
-            spool.pending[:] = [
-                (topic, entry_id, body)
-                for topic, entry_id, body in spool.pending
-                if not topic.acked or order(entry_id) > order(topic.acked)
-            ]
-        if spool.full or self.full:
+        if (self._stirred or self.late) and not self._write():
+            self.late = [late for late in self.late if not late[0].acked or order(late[1]) > order(late[0].acked)]
+        if self.spool.full or self.full:
             self._relax()
+
+    def _write(self) -> bool:
+        """Write what the spool does not have; False: the disk does not take it, and it stays as it was. HOT."""
+        if self.spool.resting:
+            return False
+        topics = self._stirred
+        counts: list[int] = []
+        ids: list[str] = []
+        bodies: list[bytes] = []
+        for topic in topics:
+            if topic.fresh < len(topic.ids):
+                counts.append(topic.fresh)
+                ids += topic.ids[-topic.fresh :]
+                bodies += topic.data[-topic.fresh :]
+            else:
+                counts.append(len(topic.ids))
+                ids += topic.ids
+                bodies += topic.data
+        if self.late or 0 in counts:
+            topics, counts, ids, bodies = self._with_late(topics, counts, ids, bodies)
+        if topics and not self.spool.write(topics, counts, ids, bodies):
+            return False
+        for topic in self._stirred:
+            topic.fresh = 0
+        self._stirred.clear()
+        self.late.clear()
+        return True
+
+    def _with_late(
+        self, topics: list[Topic], counts: list[int], ids: list[str], bodies: list[bytes]
+    ) -> tuple[list[Topic], list[int], list[str], list[bytes]]:
+        """Put what came for spilled topics behind what they have in memory; leave out who has nothing."""
+        names = [topic for topic, count in zip(topics, counts, strict=True) for _ in range(count)]
+        joined: dict[Topic, list[tuple[str, bytes]]] = {}
+        for topic, entry_id, body in [*zip(names, ids, bodies, strict=True), *self.late]:
+            joined.setdefault(topic, []).append((entry_id, body))
+        entries = list(chain.from_iterable(joined.values()))
+        counts = [len(group) for group in joined.values()]
+        return list(joined), counts, [entry_id for entry_id, _ in entries], [body for _, body in entries]
 
     def begin(self, topic: Topic) -> None:
         """See Outbox."""
@@ -154,8 +207,8 @@ class SpooledOutbox(Outbox):
             topic.after = topic.acked
             position = self.spool.find(topic.name, topic.after)
             if position is not None:
-                pending = sum(1 for one, _, _ in self.spool.pending if one is topic)
-                topic.behind = max(topic.behind, self.spool.count(topic.name, position) + pending)
+                late = sum(1 for one, _, _ in self.late if one is topic)
+                topic.behind = max(topic.behind, self.spool.count(topic.name, position) + late)
                 topic.cursor = position
 
     def refill(self) -> bool:
@@ -234,9 +287,14 @@ class SpooledOutbox(Outbox):
 
     def _caught_up(self, topic: Topic) -> None:
         """All of a topic is in memory again, but for what a full disk did not take."""
-        for one, entry_id, body in self.spool.pending:
-            if one is topic and order(entry_id) > order(topic.after):
+        before = len(topic.ids)
+        for entry_id, body in self._pop_late(topic):
+            if order(entry_id) > order(topic.after):
                 self._take(topic, entry_id, body)
+        if len(topic.ids) > before:
+            if not topic.fresh:
+                self._stirred.append(topic)
+            topic.fresh += len(topic.ids) - before
         topic.spilled = False
         topic.behind = 0
         topic.cursor, topic.tail = None, None
@@ -245,6 +303,13 @@ class SpooledOutbox(Outbox):
             self.waiting.pop(topic, None)
         elif not topic.away:
             self.waiting[topic] = None
+
+    def _pop_late(self, topic: Topic) -> list[tuple[str, bytes]]:
+        """Take out what came for a spilled topic and is not in the spool."""
+        late = [(entry_id, body) for one, entry_id, body in self.late if one is topic]
+        if late:
+            self.late = [one for one in self.late if one[0] is not topic]
+        return late
 
     # healing
 
@@ -282,7 +347,11 @@ class SpooledOutbox(Outbox):
             entries, after = [], topic.last_id or NOTHING
         if topic.spilled and after is not None:
             entries += [(entry.id, entry.body) for entry in self._of_this_run(topic, after)]
+        entries += self._pop_late(topic)
         self.replace(topic, [], [])
+        if topic.fresh:
+            self._stirred.remove(topic)
+            topic.fresh = 0
         topic.spilled, topic.cursor, topic.behind = False, None, 0
         self.spilled.pop(topic, None)
         for entry_id, body in entries:

@@ -27,10 +27,10 @@ def spool_in(folder: Path, events: list[tuple[str, dict[str, Any]]] | None = Non
 
 
 def put(spool: Spool, topic: Topic, first: int, count: int = 1, ms: int = 1_000) -> None:
-    for seq in range(first, first + count):
-        topic.seq = seq
-        spool.pending.append((topic, f"{ms}-{seq}", body(topic.name, seq)))
-    assert spool.flush()
+    seqs = range(first, first + count)
+    topic.seq = seqs[-1]
+    ids, bodies = [f"{ms}-{seq}" for seq in seqs], [body(topic.name, seq) for seq in seqs]
+    assert spool.write([topic], [count], ids, bodies)
 
 
 def body(name: str, seq: int) -> bytes:
@@ -81,7 +81,7 @@ def test_full_segments_are_known_without_reading_them(tmp_path: Path) -> None:
     for seq in range(1, 201, 10):
         put(first, topic, seq, 10)
     first.acknowledge({"trades.A": "1000-150"})
-    first.pending.append((topic, "1000-201", b'{"type":"status","event":"stale"}'))
+    assert first.write([topic], [1], ["1000-201"], [b'{"type":"status","event":"stale"}'])
     first.close()
     indexed = spool_in(tmp_path / "s")
     by_index = indexed.open()
@@ -111,7 +111,7 @@ def test_newer_format_is_refused_and_left_alone(tmp_path: Path) -> None:
     folder.mkdir()
     path = folder / "000000000001.spool"
     path.write_bytes(file_head(9) + b"something new")
-    with pytest.raises(SpoolError, match="of version 9, this relay reads up to 1.*newer relay.*move") as caught:
+    with pytest.raises(SpoolError, match="of version 9, this relay reads up to 2.*newer relay.*move") as caught:
         spool_in(folder).open()
     assert not isinstance(caught.value, SpoolUnusable)
     assert path.read_bytes() == file_head(9) + b"something new"
@@ -147,7 +147,7 @@ def reopened(folder: Path, data: bytes) -> list[tuple[str, bytes]]:
     spool = spool_in(folder)
     found = spool.open()
     entries = read_all(spool, "trades.A")
-    assert set(found.last) <= {"trades.A"}
+    assert set(found.last) <= {"trades.A", "trades.B"}
     spool.close()
     return entries
 
@@ -175,6 +175,23 @@ def test_flipped_bits_cost_their_record_alone(tmp_path: Path) -> None:
         assert entries in (expected, [(entry_id, text) for _, entry_id, text in ends]), bit
         if bit // 8 >= begins[1]:
             assert entries == expected, bit
+
+
+def test_damage_costs_the_batch_that_it_stands_in(tmp_path: Path) -> None:
+    spool = spool_in(tmp_path / "whole")
+    spool.open()
+    a, b = Topic("trades.A", "trades", "p", 1), Topic("trades.B", "trades", "p", 1)
+    begins = []
+    for first in range(1, 31, 10):
+        begins.append(spool.bytes)
+        ids = [f"1000-{seq}" for seq in range(first, first + 10)]
+        bodies = [body("x", seq) for seq in range(first, first + 10)]
+        assert spool.write([a, b], [10, 3], ids + ids[:3], bodies + bodies[:3])
+    spool.close()
+    data = bytearray((tmp_path / "whole" / "000000000001.spool").read_bytes())
+    data[begins[2] - 30] ^= 1
+    seqs = [int(entry_id.split("-")[1]) for entry_id, _ in reopened(tmp_path / "flip", bytes(data))]
+    assert seqs == [*range(1, 11), *range(21, 31)]
 
 
 def test_damage_in_the_middle_is_said(tmp_path: Path) -> None:
@@ -227,9 +244,7 @@ def test_full_spool_lets_go_of_what_redis_refuses_and_of_nothing_else(tmp_path: 
     spool.close()
 
 
-def test_disk_that_takes_nothing_keeps_entries_pending_and_recovers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_disk_that_takes_nothing_is_said_and_recovers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[tuple[str, dict[str, Any]]] = []
     spool = spool_in(tmp_path / "s", events)
     spool.open()
@@ -246,14 +261,48 @@ def test_disk_that_takes_nothing_keeps_entries_pending_and_recovers(
         return real(fd, data[:took])
 
     monkeypatch.setattr(os, "write", write)
-    spool.pending.append((topic, "1000-4", body("trades.A", 4)))
-    assert not spool.flush() and not spool.ok
+    monkeypatch.setattr(os, "writev", lambda fd, parts: write(fd, b"".join(parts)))
+    fourth = ([topic], [1], ["1000-4"], [body("trades.A", 4)])
+    assert not spool.write(*fourth) and not spool.ok and spool.resting
     assert events[-1] == ("spool_degraded", {"why": "No space left on device", "folder": str(tmp_path / "s")})
     assert [entry_id for entry_id, _ in read_all(spool, "trades.A")] == ["1000-1", "1000-2", "1000-3"]
     monkeypatch.undo()
     monkeypatch.setattr(spool, "_retry_at", 0.0)
-    assert spool.flush() and spool.ok and events[-1][0] == "spool_recovered"
+    assert not spool.resting and spool.write(*fourth) and spool.ok and events[-1][0] == "spool_recovered"
     assert [entry_id for entry_id, _ in read_all(spool, "trades.A")][-1] == "1000-4", "half a record was cut off"
+    spool.close()
+
+
+def test_always_means_on_disk_before_anything_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    write, sync = os.writev, os.fdatasync
+    monkeypatch.setattr(os, "writev", lambda fd, parts: calls.append("write") or write(fd, parts))
+    monkeypatch.setattr(os, "fdatasync", lambda fd: calls.append("sync") or sync(fd))
+    topic = Topic("trades.A", "trades", "p", 1)
+    for fsync, expected in (("always", ["write", "sync"]), ("interval", ["write"]), ("never", ["write"])):
+        spool = spool_in(tmp_path / fsync, fsync=fsync)
+        spool.open()
+        put(spool, topic, 1)
+        calls.clear()
+        put(spool, topic, 2)
+        assert calls == expected, fsync
+        spool.close()
+        assert ("sync" in calls) == (fsync != "never"), fsync
+
+
+def test_disk_that_cannot_be_made_safe_is_no_delivery(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool = spool_in(tmp_path / "s", fsync="always")
+    spool.open()
+    topic = Topic("trades.A", "trades", "p", 1)
+    put(spool, topic, 1)
+
+    def broken(fd: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fdatasync", broken)
+    assert not spool.write([topic], [1], ["1000-2"], [body("trades.A", 2)]) and spool.why == "Input/output error"
+    monkeypatch.undo()
+    assert [entry_id for entry_id, _ in read_all(spool, "trades.A")] == ["1000-1"], "what was not safe was taken back"
     spool.close()
 
 

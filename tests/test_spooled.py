@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_spool import spool_in
+from test_spool import read_all, spool_in
 
 from relay.model import Status
 from relay.outbox import NOTHING, Topic, order
@@ -187,3 +187,37 @@ def test_disk_and_memory_full_stop_the_feeds(scene: Scene, monkeypatch: pytest.M
     monkeypatch.setattr(scene.spool, "_retry_at", 0.0)
     scene.serve()
     assert scene.seqs() == list(range(1, 1001)) and not scene.outbox.full
+
+
+def test_full_disk_costs_nothing_that_came_meanwhile(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    spilled, held = scene.topic("spilled"), scene.topic("held")
+    scene.put(spilled, 200)
+    assert spilled.spilled
+    monkeypatch.setattr(scene.spool, "ok", False)
+    monkeypatch.setattr(scene.spool, "_retry_at", float("inf"))
+    scene.put(held, 3)
+    assert held.fresh == 3
+    scene.serve()  # Redis takes both, from memory too, and `spilled` has all in memory again
+    assert not spilled.spilled
+    scene.put(spilled, 5)
+    scene.put(held, 4)
+    scene.put(spilled, 1)
+    assert (held.fresh, len(held.ids)) == (7, 4), "three of the fresh ones have gone to Redis"
+    monkeypatch.setattr(scene.spool, "_retry_at", 0.0)
+    scene.outbox.flush()
+    assert scene.spool.ok and (held.fresh, spilled.fresh) == (0, 0)
+    again = Scene(scene.spool.folder.with_name("copy"))
+    for path in scene.spool.folder.glob("*.spool"):
+        (again.spool.folder / path.name).write_bytes(path.read_bytes())
+    again.spool.close()
+    assert [entry_id for entry_id, _ in read_all(reopened_spool(again.spool.folder), "held")] == [
+        f"1000-{seq}" for seq in range(4, 8)
+    ]
+    scene.serve()
+    assert scene.seqs("held") == list(range(1, 8)) and scene.seqs("spilled") == list(range(1, 207))
+
+
+def reopened_spool(folder: Path) -> Spool:
+    spool = spool_in(folder)
+    spool.open()
+    return spool

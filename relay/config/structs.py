@@ -109,7 +109,7 @@ class SpoolConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     fsync: Annotated[
         Literal["never", "interval", "always"],
         Meta(
-            description="What a power cut may take: `interval`: 0.1 s, `always`: nothing; a crash takes nothing ever."
+            description="What a power cut may take: `interval`: 0.25 s, `always`: nothing; a crash takes nothing ever."
         ),
     ] = "interval"
 

@@ -1,20 +1,21 @@
 """One segment of the spool: a file, and what is known of it without reading it again."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from zlib import crc32
 
 import msgspec
 
 from relay.spool.layout import (
-    ENTRY,
+    BATCH,
     FILE_HEAD_SIZE,
     MARKS,
     TOPIC,
     VERSION,
     About,
     Parsed,
-    entry,
+    entries,
     file_version,
     parse,
 )
@@ -43,10 +44,9 @@ class Newer(Exception):
 
 
 class Segment:
-    """`first`: offset of each topic's first entry. `last`: id of its last one. `counts`: how many it has here.
-
-    `size`: bytes of whole records. `newest_ms`: time of the newest entry. `about`, `marks`, `bodies`: see Found; of the
-    segment that is written.
+    """`first`: offset of the batch with each topic's first entry. `last`: id of its last one. `counts`: how many it has
+    here. `size`: bytes of whole records. `newest_ms`: time of the newest entry, once it is full. `about`, `marks`,
+    `bodies`: see Found; of the segment that is written.
     """
 
     __slots__ = ("about", "bodies", "counts", "first", "last", "marks", "newest_ms", "number", "path", "size")
@@ -65,7 +65,7 @@ class Segment:
 
     def write_index(self) -> None:
         """Write the index of a full segment. Raises: OSError."""
-        bodies = {name: body.decode() for name, body in self.bodies.items()}
+        bodies = {name: body.decode() for name, body in self.bodies.items() if is_numbered(body)}
         about = list(self.about.values())
         index = Index(self.size, self.newest_ms, self.first, self.last, about, self.marks, bodies)
         data = msgspec.json.encode(index)
@@ -101,7 +101,7 @@ class Segment:
                 parsed = parse(data, 0, final=final)
                 if parsed.records or final:
                     break
-                size = size * 16 if size < 1 << 24 else self.size  # a record larger than that, or damage
+                size = size * 16 if size < 1 << 24 else self.size  # a batch larger than that, or damage
         records = [found._replace(at=found.at + at) for found in parsed.records]
         return Parsed(records, at + parsed.at, [(begin + at, end + at) for begin, end in parsed.damaged])
 
@@ -147,15 +147,15 @@ class Found:
                 self.damaged += 1
         first, last, counts, bodies = segment.first, segment.last, segment.counts, self.bodies
         for at, kind, payload in parsed.records:
-            if kind == ENTRY:
-                name, entry_id, body = entry(payload)
-                if name not in first:
-                    first[name] = at
-                    counts[name] = 0
-                counts[name] += 1
-                last[name] = entry_id
-                if is_numbered(body):
-                    bodies[name] = body
+            if kind == BATCH:
+                for name, entry_id, body in entries(payload):
+                    if name not in first:
+                        first[name] = at
+                        counts[name] = 0
+                    counts[name] += 1
+                    last[name] = entry_id
+                    if is_numbered(body):
+                        bodies[name] = body
             elif kind == TOPIC:
                 about = _about(payload)
                 if about is not None:
@@ -163,7 +163,12 @@ class Found:
             elif kind == MARKS:
                 self.marks |= _marks(payload)
         self.last |= last
-        segment.newest_ms = max((int(entry_id.partition("-")[0]) for entry_id in last.values()), default=0)
+        segment.newest_ms = newest_ms(last)
+
+
+def newest_ms(last: Mapping[str, str]) -> int:
+    """Give the time of the newest of some ids."""
+    return max((int(entry_id.partition("-")[0]) for entry_id in last.values()), default=0)
 
 
 def is_numbered(body: bytes) -> bool:

@@ -11,25 +11,25 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Callable, Collection, Mapping
-from itertools import chain
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
-from zlib import crc32
 
 import anyio
 import anyio.to_thread
 
 from relay.errors import SpoolError, SpoolUnusable
 from relay.outbox import Past, Position, order
-from relay.spool.layout import ENTRY, HEAD, MARK, SEED, VERSION, About, entry, file_head, marks, topic
-from relay.spool.segment import SUFFIX, Found, Newer, Segment, is_numbered
+from relay.spool.layout import BATCH, About, batch, entries, file_head, marks, topic
+from relay.spool.segment import SUFFIX, Found, Newer, Segment, is_numbered, newest_ms
 
-STATUS = b'{"type":"status"'
-"""How a status begins."""
+TYPE_AT, STATUS = 9, ord("s")
+"""A body begins with `{"type":"`; of all types only `status` goes on with an s."""
 RETRY_SECS = 0.5
 """A disk that took nothing is tried again this often."""
-SYNC_SECS = 0.1
+PARTS_MAX = 1_000
+"""Most parts of one writev(2), below any system's bound."""
+SYNC_SECS = 0.25
 """`fsync: interval`: what a power cut may take of what was accepted."""
 ROTATIONS = 8
 """A segment is closed at this part of the retention time, so that quiet relays let go of old data too."""
@@ -41,7 +41,6 @@ class TopicLike(Protocol):
     """What the spool needs of a topic."""
 
     name: str
-    mark: bytes
     kind: str
     provider: str
     contiguous: bool
@@ -55,7 +54,7 @@ class Confirmed(Protocol):
 
 
 class Spool:
-    """`open`, then `flush` after each batch of `pending`, `tidy` about once a second, `close`.
+    """`open`, then `write` each batch, `tidy` about once a second, `close`.
 
     `on_event(kind, fields)`: spool_damaged, spool_degraded (the disk takes nothing), spool_recovered, spool_full,
     spool_dropped, spool_elsewhere.
@@ -75,8 +74,6 @@ class Spool:
     ) -> None:
         """`beside`: relays whose folders may stand beside this one without a word."""
         self.folder = folder
-        self.pending: list[tuple[Any, str, bytes]] = []
-        """Topic, id, body: what `flush` writes. Callers append."""
         self.ok = True
         """The disk takes what it is given."""
         self.full = self.brimful = False
@@ -152,8 +149,7 @@ class Spool:
         return found
 
     def close(self) -> None:
-        """Write what is pending, make it safe, let go of the folder."""
-        self.flush()
+        """Make all safe, let go of the folder."""
         self._end()
         for fd in (*self._retired, self._fd):
             if fd >= 0:
@@ -167,7 +163,6 @@ class Spool:
     def clear(self) -> None:
         """Let go of all that is here: another relay has written since, and none of it may be sent any more."""
         self._end()
-        self.pending.clear()
         for segment in self._segments:
             with contextlib.suppress(OSError):
                 segment.unlink()
@@ -182,41 +177,38 @@ class Spool:
 
     # -- writing -------------------------------------------------------------------------------------------------
 
-    def flush(self) -> bool:
-        """Write what is pending, in one go; False where the disk does not take it: then it stays pending. HOT."""
-        pending = self.pending
-        if not pending:
-            return True
-        if not self.ok and time.monotonic() < self._retry_at:
-            return False
+    @property
+    def resting(self) -> bool:
+        """The disk has just taken nothing: it is tried again a little later."""
+        return not self.ok and time.monotonic() < self._retry_at
+
+    def write(self, topics: Sequence[TopicLike], counts: list[int], ids: list[str], bodies: list[bytes]) -> bool:
+        """Write a batch in one go; False: the disk does not take it. HOT.
+
+        `counts`: entries of each topic; `ids`, `bodies`: of all entries, topic by topic, oldest first.
+        """
         try:
             segment = self._current or self._begin()
-            begin, first, last = segment.size, segment.first, segment.last
-            newest = {item[0]: item for item in pending}
-            told = [About(t.name, t.kind, t.provider, t.contiguous) for t in newest if t.name not in first]
-            pack, seed, join = HEAD.pack, SEED[ENTRY], b"".join
-            payloads = [join((about.mark, entry_id.encode(), b" ", body)) for about, entry_id, body in pending]
-            heads = [pack(MARK, VERSION, ENTRY, len(payload), crc32(payload, seed)) for payload in payloads]
-            records = chain.from_iterable(zip(heads, payloads, strict=True))
-            self._put(segment, join(chain(map(topic, told), records)))
+            begin, first = segment.size, segment.first
+            names = [one.name for one in topics]
+            told = [] if first.keys() >= set(names) else [one for one in topics if one.name not in first]
+            abouts = [About(one.name, one.kind, one.provider, one.contiguous) for one in told]
+            self._put(segment, *map(topic, abouts), *batch(names, counts, ids, bodies))
         except OSError as error:
             self._failed(error)
             return False
-        for one in told:
+        for one in abouts:
             first[one.name] = begin
             segment.about[one.name] = one
-        for about, entry_id, body in newest.values():
-            name = about.name
-            last[name] = entry_id
-            if is_numbered(body):
-                segment.bodies[name] = body
-            elif body.startswith(STATUS):  # the newest before it that carries a number, if any
-                for other, _, earlier in reversed(pending):
-                    if other is about and is_numbered(earlier):
-                        segment.bodies[name] = earlier
-                        break
-        segment.newest_ms = max(segment.newest_ms, int(pending[-1][1].partition("-")[0]))
-        pending.clear()
+        last, tails, end = segment.last, segment.bodies, 0
+        for name, count in zip(names, counts, strict=True):
+            end += count
+            last[name] = ids[end - 1]
+            if bodies[end - 1][TYPE_AT] != STATUS:
+                tails[name] = bodies[end - 1]
+            else:  # the newest before it that carries a number, if any
+                for body in filter(is_numbered, bodies[end - count : end]):
+                    tails[name] = body
         if not self.ok:
             self.ok = True
             self._event("spool_recovered", {"folder": str(self.folder)})
@@ -226,11 +218,14 @@ class Spool:
             self.make_room()
         return True
 
-    def _put(self, segment: Segment, data: bytes) -> None:
-        view = memoryview(data)
+    def _put(self, segment: Segment, *parts: bytes) -> None:
+        size = sum(map(len, parts))
         try:
-            while view:
-                view = view[os.write(self._fd, view) :]
+            written = os.writev(self._fd, parts[:PARTS_MAX])
+            if written < size:  # the disk is about to be full, or there are very many new topics
+                view = memoryview(b"".join(parts))[written:]
+                while view:
+                    view = view[os.write(self._fd, view) :]
             if self._fsync == "always":
                 os.fdatasync(self._fd)
         except OSError:
@@ -238,9 +233,9 @@ class Spool:
                 os.ftruncate(self._fd, segment.size)
             raise
         self._dirty = True
-        segment.size += len(data)
-        self.bytes += len(data)
-        self.written += len(data)
+        segment.size += size
+        self.bytes += size
+        self.written += size
 
     def _begin(self) -> Segment:
         segment = Segment(self.folder, self._next)
@@ -268,6 +263,7 @@ class Spool:
         """Close the current segment; the next batch begins another."""
         if self._current is not None:
             self._retired.append(self._fd)
+            self._current.newest_ms = newest_ms(self._current.last)
             with contextlib.suppress(OSError):  # without an index the next start reads all of it
                 self._current.write_index()
             self._current, self._fd = None, -1
@@ -292,7 +288,7 @@ class Spool:
             try:
                 if self._fsync == "interval":
                     for fd in fds:
-                        await anyio.to_thread.run_sync(os.fdatasync, fd)
+                        await anyio.to_thread.run_sync(_make_safe, fd)
             except OSError as error:
                 self._failed(error)
             finally:
@@ -302,7 +298,7 @@ class Spool:
     @property
     def newest_ms(self) -> int:
         """Time of the newest entry."""
-        return max((segment.newest_ms for segment in self._segments), default=0)
+        return max((segment.newest_ms or newest_ms(segment.last) for segment in self._segments), default=0)
 
     # -- keeping -------------------------------------------------------------------------------------------------
 
@@ -320,7 +316,7 @@ class Spool:
         self._current.marks |= fresh
 
     def tidy(self, now_ms: int) -> None:
-        """Let go of what is old and confirmed; try a full disk again."""
+        """Let go of what is old and confirmed."""
         current = self._current
         age_secs = self._retention_ms / 1000 / ROTATIONS
         if current is not None and current.first and time.monotonic() - self._begun > max(1.0, age_secs):
@@ -329,8 +325,6 @@ class Spool:
         self._drop(lambda segment: segment.newest_ms < oldest and self._needed(segment) == "no")
         if self.bytes >= self._bytes_max:
             self.make_room()
-        if self.pending:
-            self.flush()
 
     def make_room(self) -> bool:
         """Get below `bytes_max` by letting go of what Redis has; then of what it refuses. Tells whether it is below."""
@@ -390,7 +384,7 @@ class Spool:
     def read(self, position: Position, names: Collection[str]) -> tuple[list[Past], Position, bool]:
         """Read some entries of topics from a position on: the entries, where to go on, whether that is the end.
 
-        What is pending is not among them. Damage is skipped: a hole in the topic's own numbers shows it.
+        Damage is skipped: a hole in the topic's own numbers shows it.
         """
         for segment in self._segments:
             if segment.number < position.segment:
@@ -408,11 +402,18 @@ class Spool:
                 self.damaged += len(parsed.damaged)
                 self._event("spool_damaged", {"places": len(parsed.damaged), "folder": str(segment.path)})
             found = []
-            ends = [record.at for record in parsed.records[1:]] + [parsed.at]
-            for record, end in zip(parsed.records, ends, strict=True):
-                if record.kind == ENTRY:
-                    name, entry_id, body = entry(record.payload)
-                    if name in names:
-                        found.append(Past(name, entry_id, body, Position(segment.number, end)))
+            for record in parsed.records:
+                if record.kind == BATCH:
+                    skip = position.entry if (segment.number, record.at) == position[:2] else 0
+                    for count, (name, entry_id, body) in enumerate(entries(record.payload), 1):
+                        if count > skip and name in names:
+                            found.append(Past(name, entry_id, body, Position(segment.number, record.at, count)))
             return found, Position(segment.number, parsed.at), False
         return [], self.end(), True
+
+
+def _make_safe(fd: int) -> None:
+    """Put a file on disk and its pages out of memory: nobody reads them but a restart or a heal, and a page that is
+    free again is cheaper to write to than another one."""
+    os.fdatasync(fd)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
