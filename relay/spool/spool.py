@@ -23,7 +23,7 @@ from relay.outbox import Past, Position, order
 from relay.spool.layout import BATCH, About, batch, entries, file_head, marks, topic
 from relay.spool.segment import SUFFIX, Found, Newer, Segment, is_numbered, newest_ms
 
-TYPE_AT, STATUS = 9, ord("s")
+TYPE, STATUS = slice(9, 10), b"s"
 """A body begins with `{"type":"`; of all types only `status` goes on with an s."""
 RETRY_SECS = 0.5
 """A disk that took nothing is tried again this often."""
@@ -204,7 +204,7 @@ class Spool:
         for name, count in zip(names, counts, strict=True):
             end += count
             last[name] = ids[end - 1]
-            if bodies[end - 1][TYPE_AT] != STATUS:
+            if bodies[end - 1][TYPE] != STATUS:
                 tails[name] = bodies[end - 1]
             else:  # the newest before it that carries a number, if any
                 for body in filter(is_numbered, bodies[end - count : end]):
