@@ -34,6 +34,11 @@ def follows(before: str, entry_id: str) -> bool:
     return seq == 1 or seq == int(before.rpartition("-")[2]) + 1
 
 
+def unbroken(ids: list[str]) -> bool:
+    """Tell whether entries of a topic, all of one write, follow one another."""
+    return int(ids[-1].rpartition("-")[2]) - int(ids[0].rpartition("-")[2]) == len(ids) - 1
+
+
 def gap(
     topic: Topic, before: str, tail: bytes | None, entry_id: str, body: bytes | None, reason: GapReason, run: int
 ) -> tuple[str, bytes, Status]:

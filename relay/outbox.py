@@ -23,11 +23,10 @@ NOTHING = "0-0"
 
 
 class Position(NamedTuple):
-    """A place in the spool: number of a segment, bytes into it, entries into the batch that stands there."""
+    """A place in the spool: number of a segment, bytes into it. A batch begins there, or the segment ends."""
 
     segment: int
     offset: int
-    entry: int = 0
 
 
 def order(entry_id: str) -> tuple[int, int]:
@@ -37,13 +36,13 @@ def order(entry_id: str) -> tuple[int, int]:
 
 
 class Past(NamedTuple):
-    """An entry read back from the spool."""
+    """Entries of a topic read back from the spool: what one write has put there, oldest first, at least one."""
 
     name: str
-    id: str
-    body: bytes
+    ids: list[str]
+    bodies: list[bytes]
     after: Position
-    """Where reading goes on behind it."""
+    """Where reading goes on behind them."""
 
 
 class Topic:
@@ -323,8 +322,11 @@ class Outbox:
         self.replace(topic, [entry_id for entry_id, _ in changed], [body for _, body in changed])
         return len(changed)
 
-    def place(self, topics: Iterable[Topic]) -> Position | None:
-        """Give the place in the spool from which topics can be healed behind their `last`; None: nothing is left."""
+    def place(self, topics: Iterable[Topic], is_beyond: Callable[[Topic, str], bool]) -> Position | None:
+        """Give the place in the spool from which topics can be healed behind their `last`; None: nothing is left.
+
+        `is_beyond`: tells of a topic that has nothing that an entry, and what stands before it, need not be sent.
+        """
         return None
 
     def history(self, position: Position, names: Collection[str]) -> tuple[list[Past], Position, bool]:

@@ -5,10 +5,11 @@ until all of it has been read back. So memory is bounded whatever Redis does, an
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
 from itertools import chain
 from typing import Protocol
 
-from relay.holes import follows, gap
+from relay.holes import follows, gap, unbroken
 from relay.model import GapReason, Status
 from relay.outbox import ENTRY_COST, NOTHING, Outbox, Past, Position, Topic, order
 
@@ -29,7 +30,7 @@ class Store(Protocol):
     def write(self, topics: Sequence[Topic], counts: list[int], ids: list[str], bodies: list[bytes]) -> bool: ...
     def make_room(self) -> bool: ...
     def end(self) -> Position: ...
-    def find(self, name: str, after: str) -> Position | None: ...
+    def find(self, name: str, after: str, is_beyond: Callable[[str], bool] | None = None) -> Position | None: ...
     def clear(self) -> None: ...
     def count(self, name: str, position: Position) -> int: ...
     def read(self, position: Position, names: Collection[str]) -> tuple[list[Past], Position, bool]: ...
@@ -72,10 +73,11 @@ class SpooledOutbox(Outbox):
     def void(self) -> int:
         """See Outbox."""
         topics = {topic.name: topic for topic in self.spilled if not topic.seq}
-        position, ended, left = self.place(topics.values()), False, 0
+        places = [self.spool.find(topic.name, topic.acked or NOTHING) for topic in topics.values()]
+        position, ended, left = min((place for place in places if place is not None), default=None), False, 0
         while position is not None and not ended:
             found, position, ended = self.spool.read(position, topics)
-            left += sum(order(entry.id) > order(topics[entry.name].acked or NOTHING) for entry in found)
+            left += sum(len(_above(past, topics[past.name].acked or NOTHING)[0]) for past in found)
         for topic in topics.values():
             topic.spilled, topic.cursor, topic.behind, topic.acked = False, None, 0, topic.last
             topic.last_id = topic.before = None
@@ -238,18 +240,22 @@ class SpooledOutbox(Outbox):
             if t.cursor is not None and t.cursor >= start and t.last and not t.away and t.size < 4 * LOW_BYTES
         }
         found, position, ended = self.spool.read(start, served)
-        for name, entry_id, body, after in found:
-            topic = served.get(name)  # type: ignore[assignment]
-            if topic is None or (topic.cursor is not None and topic.cursor >= after):
+        for past in found:
+            topic = served.get(past.name)  # type: ignore[assignment]
+            if topic is None or (topic.cursor is not None and topic.cursor >= past.after):
                 continue
             if topic.size >= 4 * LOW_BYTES:
-                del served[name]  # it goes on where it stands
+                del served[past.name]  # it goes on where it stands
                 continue
-            topic.cursor = after
-            if topic.behind > 0:
-                topic.behind -= 1
-            if order(entry_id) > order(topic.after):
-                self._take(topic, entry_id, body)
+            topic.cursor = past.after
+            topic.behind = max(0, topic.behind - len(past.ids))
+            ids, bodies = _above(past, topic.after)
+            if ids and follows(topic.after, ids[0]) and unbroken(ids):
+                self._append(topic, ids, bodies)
+                topic.after, topic.tail = ids[-1], bodies[-1]
+            else:
+                for entry_id, body in zip(ids, bodies, strict=True):
+                    self._take(topic, entry_id, body)
         for topic in served.values():
             if topic.cursor is not None and topic.cursor < position:
                 topic.cursor = position
@@ -261,9 +267,9 @@ class SpooledOutbox(Outbox):
         """See Outbox."""
         if not topic.spilled:
             return False
-        for entry in self._of_this_run(topic, topic.acked or NOTHING, last):
-            if entry.id == last:
-                topic.after, topic.tail, topic.cursor = last, entry.body, None
+        for entry_id, body in self._of_this_run(topic, topic.acked or NOTHING, last):
+            if entry_id == last:
+                topic.after, topic.tail, topic.cursor = last, body, None
                 return True
         return False
 
@@ -273,15 +279,15 @@ class SpooledOutbox(Outbox):
             reason = "overflow" if topic.blocked else self.reason
             made_id, made, status = gap(topic, topic.after, topic.tail, entry_id, body, reason, self.run)
             if order(made_id) > order(topic.after):
-                self._append(topic, made_id, made)
+                self._append(topic, [made_id], [made])
                 self.hole(topic, status)
-        self._append(topic, entry_id, body)
+        self._append(topic, [entry_id], [body])
         topic.after, topic.tail = entry_id, body
 
-    def _append(self, topic: Topic, entry_id: str, body: bytes) -> None:
-        topic.ids.append(entry_id)
-        topic.data.append(body)
-        cost = len(body) + ENTRY_COST
+    def _append(self, topic: Topic, ids: list[str], bodies: list[bytes]) -> None:
+        topic.ids += ids
+        topic.data += bodies
+        cost = sum(map(len, bodies)) + len(bodies) * ENTRY_COST
         topic.size += cost
         self.size += cost
 
@@ -313,10 +319,17 @@ class SpooledOutbox(Outbox):
 
     # healing
 
-    def place(self, topics: Iterable[Topic]) -> Position | None:
+    def place(self, topics: Iterable[Topic], is_beyond: Callable[[Topic, str], bool]) -> Position | None:
         """See Outbox."""
         self.flush()
-        places = [self.spool.find(topic.name, topic.last or topic.acked or NOTHING) for topic in topics]
+        places = [
+            self.spool.find(
+                topic.name,
+                topic.last or topic.acked or NOTHING,
+                partial(is_beyond, topic) if topic.last == NOTHING else None,
+            )
+            for topic in topics
+        ]
         return min((place for place in places if place is not None), default=None)
 
     def history(self, position: Position, names: Collection[str]) -> tuple[list[Past], Position, bool]:
@@ -335,7 +348,7 @@ class SpooledOutbox(Outbox):
         if topic.ids or not topic.spilled or not topic.seq:
             return topic.ids[0] if topic.ids else None
         found = self._of_this_run(topic, topic.last_id or NOTHING)
-        return found[0].id if found else None
+        return found[0][0] if found else None
 
     def restamp(self, topic: Topic, change: Callable[[str, bytes], tuple[str, bytes]]) -> int:
         """See Outbox: with their new ids they go into the spool once more; the old ones lie below what Redis has."""
@@ -346,7 +359,7 @@ class SpooledOutbox(Outbox):
         else:
             entries, after = [], topic.last_id or NOTHING
         if topic.spilled and after is not None:
-            entries += [(entry.id, entry.body) for entry in self._of_this_run(topic, after)]
+            entries += self._of_this_run(topic, after)
         entries += self._pop_late(topic)
         self.replace(topic, [], [])
         if topic.fresh:
@@ -359,15 +372,25 @@ class SpooledOutbox(Outbox):
         self.flush()
         return len(entries)
 
-    def _of_this_run(self, topic: Topic, after: str, until: str = "") -> list[Past]:
+    def _of_this_run(self, topic: Topic, after: str, until: str = "") -> list[tuple[str, bytes]]:
         """All entries of a topic above an id (and about up to another), from the spool."""
         self.flush()
-        entries: list[Past] = []
+        entries: list[tuple[str, bytes]] = []
         position = self.spool.find(topic.name, after)
         ended = position is None
         while not ended and position is not None:
             found, position, ended = self.spool.read(position, (topic.name,))
-            entries += [entry for entry in found if order(entry.id) > order(after)]
-            if until and entries and order(entries[-1].id) >= order(until):
+            for past in found:
+                entries += zip(*_above(past, after), strict=True)
+            if until and entries and order(entries[-1][0]) >= order(until):
                 break
         return entries
+
+
+def _above(past: Past, after: str) -> tuple[list[str], list[bytes]]:
+    """Give those entries that stand above an id."""
+    bound = order(after)
+    if order(past.ids[0]) > bound:
+        return past.ids, past.bodies
+    below = sum(order(entry_id) <= bound for entry_id in past.ids)
+    return past.ids[below:], past.bodies[below:]

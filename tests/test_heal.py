@@ -228,7 +228,7 @@ async def test_beyond_retention_a_gap_says_what_is_missing(
         kept = client.xrange("t", count=30)
         spool._drop(lambda segment: segment.number < 2)
         first_left = spool.read(spool.find("t", "0-0"), ("t",))[0][0]  # type: ignore[arg-type]
-        left = int(first_left.id.split("-")[1])
+        left = int(first_left.ids[0].split("-")[1])
         assert 31 < left < 100
         # an old backup: the first 30 entries, and the writer's key of that time
         writer = client.hgetall("relay:writer:{t}")

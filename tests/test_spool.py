@@ -44,8 +44,30 @@ def read_all(spool: Spool, name: str, after: str = NOTHING) -> list[tuple[str, b
     while not ended:
         assert position is not None
         entries, position, ended = spool.read(position, (name,))
-        found += [(entry.id, entry.body) for entry in entries]
+        for past in entries:
+            found += zip(past.ids, past.bodies, strict=True)
     return found
+
+
+def test_what_is_of_no_use_is_not_read_but_for_the_segment_that_ends_it(tmp_path: Path) -> None:
+    """A heal from nothing needs the newest entries alone: it must not read gigabytes for them."""
+    spool = spool_in(tmp_path / "s", segment_bytes=4096)
+    spool.open()
+    a, b = Topic("trades.A", "trades", "p", 1), Topic("quotes.B", "quotes", "q", 1)
+    put(spool, b, 1, 1)
+    for seq in range(1, 301, 10):
+        put(spool, a, seq, 10, ms=1000 + seq)
+    place = spool.find("trades.A", NOTHING, lambda entry_id: int(entry_id.partition("-")[2]) <= 250)
+    assert place is not None
+    firsts = [segment.last["trades.A"] for segment in spool._segments if segment.number >= place.segment]
+    assert len(spool._segments) > 4 and int(firsts[0].partition("-")[2]) <= 250 < int(firsts[1].partition("-")[2])
+    found = spool.read(place, ("trades.A",))[0]
+    assert int(found[0].ids[0].partition("-")[2]) <= 250
+    # nothing is beyond: from the first entry on; all is: the last segment's
+    assert spool.find("trades.A", NOTHING, lambda entry_id: False) == spool.find("trades.A", NOTHING)
+    last = spool.find("trades.A", NOTHING, lambda entry_id: True)
+    assert last is not None and last.segment == max(segment.number for segment in spool._segments)
+    spool.close()
 
 
 def test_next_run_finds_what_the_last_one_accepted(tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ not hold any more becomes a gap event in its place, so that a stream never has a
 from collections.abc import Callable
 from typing import Any
 
-from relay.holes import follows, gap
+from relay.holes import follows, gap, unbroken
 from relay.model import Status
-from relay.outbox import NOTHING, Outbox, Position, Topic, order
+from relay.outbox import NOTHING, Outbox, Past, Position, Topic, order
 from relay.sink.link import Link
 
 TAILS = 200
@@ -76,35 +76,58 @@ class Healer:
         await self._ask_tails()
         outbox = self._outbox
         if self._position is None:
-            self._position = outbox.place(self.topics)
+            self._position = outbox.place(self.topics, self._is_beyond)
         names = {topic.name: topic for topic in self.topics if topic not in self._whole}
         batch: dict[Topic, tuple[list[str], list[bytes]]] = {topic: ([], []) for topic in names.values()}
         ended = True
         self._holes = []
         if self._position is not None:
             found, self._position, ended = outbox.history(self._position, names)
-            for name, entry_id, body, _ in found:
-                topic = names[name]
-                if topic in self._whole or order(entry_id) <= order(self.topics[topic]):
-                    continue
-                ids, data = batch[topic]
-                if topic.last == NOTHING and not ids and self._is_beyond(topic, entry_id):
-                    self.topics[topic], self._tails[topic] = entry_id, body
-                    continue
-                if not follows(self.topics[topic], entry_id):
-                    self._gap(topic, ids, data, entry_id, body)
-                if order(entry_id) <= order(topic.acked):
-                    ids.append(entry_id)
-                    data.append(body)
-                    self.topics[topic] = entry_id
-                    self._tails[topic] = body
-                if order(entry_id) >= order(topic.acked):
-                    self._whole.add(topic)
+            for past in found:
+                topic = names[past.name]
+                if topic not in self._whole and order(past.ids[-1]) > order(self.topics[topic]):
+                    self._read(topic, past, *batch[topic])
         if ended:
             for topic in names.values():
                 if topic not in self._whole:
                     self._end(topic, *batch[topic])
         return [(topic, ids, data) for topic, (ids, data) in batch.items() if ids]
+
+    def _read(self, topic: Topic, past: Past, ids: list[str], data: list[bytes]) -> None:
+        """Choose of what one write has put into the spool what a topic lacks."""
+        acked = order(topic.acked)
+        if topic.last == NOTHING and not ids and self._is_beyond(topic, past.ids[-1]):
+            self.topics[topic], self._tails[topic] = past.ids[-1], past.bodies[-1]
+            return
+        if (
+            (topic.last != NOTHING or ids)
+            and follows(self.topics[topic], past.ids[0])
+            and unbroken(past.ids)
+            and order(self.topics[topic]) < order(past.ids[0])
+            and order(past.ids[-1]) <= acked
+        ):
+            ids += past.ids
+            data += past.bodies
+            self.topics[topic], self._tails[topic] = past.ids[-1], past.bodies[-1]
+            if order(past.ids[-1]) == acked:
+                self._whole.add(topic)
+            return
+        for entry_id, body in zip(past.ids, past.bodies, strict=True):
+            if topic in self._whole:
+                return
+            if order(entry_id) <= order(self.topics[topic]):
+                continue
+            if topic.last == NOTHING and not ids and self._is_beyond(topic, entry_id):
+                self.topics[topic], self._tails[topic] = entry_id, body
+                continue
+            if not follows(self.topics[topic], entry_id):
+                self._gap(topic, ids, data, entry_id, body)
+            if order(entry_id) <= acked:
+                ids.append(entry_id)
+                data.append(body)
+                self.topics[topic], self._tails[topic] = entry_id, body
+            if order(entry_id) >= acked:
+                self._whole.add(topic)
 
     def sent(self, topic: Topic, ids: list[str], data: list[bytes]) -> int:
         """Redis has a piece. Give its bytes."""

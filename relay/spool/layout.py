@@ -10,8 +10,7 @@ an entry cost more than all else here.
 """
 
 import struct
-from collections.abc import Mapping
-from itertools import chain, repeat
+from collections.abc import Container, Iterator, Mapping
 from typing import NamedTuple
 from zlib import crc32
 
@@ -55,6 +54,11 @@ class Record(NamedTuple):
     kind: int
     payload: bytes
 
+    @property
+    def end(self) -> int:
+        """Where the next one begins."""
+        return self.at + HEAD_SIZE + len(self.payload)
+
 
 class Parsed(NamedTuple):
     """What stands in a piece of a segment. `at`: where reading goes on. `damaged`: begin and end of what is none."""
@@ -92,16 +96,25 @@ def batch(names: list[str], counts: list[int], ids: list[str], bodies: list[byte
     return HEAD.pack(MARK, VERSION, BATCH, len(table) + len(data), crc), table, data
 
 
-def entries(payload: bytes) -> list[tuple[str, str, bytes]]:
-    """Read the payload of a BATCH record: topic, id and body of each entry, those of a topic oldest first."""
+def entries(payload: bytes, wanted: Container[str] | None = None) -> Iterator[tuple[str, list[str], list[bytes]]]:
+    """Read the payload of a BATCH record: each topic with the ids and bodies of its entries, oldest first.
+
+    `wanted`: the topics to give; all by default.
+    """
     at = payload.index(b"\n") + 1
     names, counts, ids, lengths = _table(memoryview(payload)[:at])
-    topics = chain.from_iterable(map(repeat, names, counts))
-    found: list[tuple[str, str, bytes]] = []
-    for name, entry_id, length in zip(topics, ids, lengths, strict=True):
-        found.append((name, entry_id, payload[at : at + length]))
-        at += length
-    return found
+    begin = 0
+    for name, count in zip(names, counts, strict=True):
+        end = begin + count
+        if wanted is not None and name not in wanted:
+            at += sum(lengths[begin:end])
+        else:
+            bodies: list[bytes] = []
+            for length in lengths[begin:end]:
+                bodies.append(payload[at : at + length])
+                at += length
+            yield name, ids[begin:end], bodies
+        begin = end
 
 
 def topic(about: About) -> bytes:

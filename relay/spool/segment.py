@@ -148,13 +148,12 @@ class Found:
         first, last, counts, bodies = segment.first, segment.last, segment.counts, self.bodies
         for at, kind, payload in parsed.records:
             if kind == BATCH:
-                for name, entry_id, body in entries(payload):
-                    if name not in first:
-                        first[name] = at
-                        counts[name] = 0
-                    counts[name] += 1
-                    last[name] = entry_id
-                    if is_numbered(body):
+                for name, ids, found in entries(payload):
+                    first.setdefault(name, at)
+                    counts[name] = counts.get(name, 0) + len(ids)
+                    last[name] = ids[-1]
+                    body = next(filter(is_numbered, reversed(found)), None)
+                    if body is not None:
                         bodies[name] = body
             elif kind == TOPIC:
                 about = _about(payload)

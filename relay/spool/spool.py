@@ -368,14 +368,24 @@ class Spool:
         """Where the next entry will stand."""
         return Position(self._current.number, self._current.size) if self._current else Position(self._next, 0)
 
-    def find(self, name: str, after: str) -> Position | None:
-        """Where to begin to read for a topic's entries above an id; None: there are none."""
+    def find(self, name: str, after: str, is_beyond: Callable[[str], bool] | None = None) -> Position | None:
+        """Where to begin to read for a topic's entries above an id; None: there are none.
+
+        `is_beyond`: tells that an entry and those before it are of no use: nothing is read for their sake but the last
+        segment of them, whose end shows that nothing is missing behind it.
+        """
         bound = order(after)
+        found: Position | None = None
         for segment in self._segments:
             last = segment.last.get(name)
-            if last is not None and order(last) > bound:
-                return Position(segment.number, segment.first[name])
-        return None
+            if last is None or order(last) <= bound:
+                continue
+            useful = is_beyond is None or not is_beyond(last)
+            if found is None or not useful:
+                found = Position(segment.number, segment.first[name])
+            if useful:
+                break
+        return found
 
     def count(self, name: str, position: Position) -> int:
         """Entries of earlier runs of a topic from the segment of a position on."""
@@ -404,10 +414,8 @@ class Spool:
             found = []
             for record in parsed.records:
                 if record.kind == BATCH:
-                    skip = position.entry if (segment.number, record.at) == position[:2] else 0
-                    for count, (name, entry_id, body) in enumerate(entries(record.payload), 1):
-                        if count > skip and name in names:
-                            found.append(Past(name, entry_id, body, Position(segment.number, record.at, count)))
+                    after = Position(segment.number, record.end)
+                    found += [Past(*one, after) for one in entries(record.payload, names)]
             return found, Position(segment.number, parsed.at), False
         return [], self.end(), True
 
