@@ -6,20 +6,32 @@ no payload: behind a damaged record the next whole one is found by searching for
 
 A batch holds all that one write accepted, topic by topic: a line of JSON (the topics, how many entries each has, then
 the ids and lengths of all entries), then the bodies in that order. One CRC serves all of it: at 300 bytes each, one CRC
-an entry cost more than all else here.
+an entry cost more than all else here. A batch that is worth it is packed by zstd: a write is paid by the page, and
+packing costs less than the pages that it saves.
 """
 
 import struct
+import sys
 from collections.abc import Container, Iterator, Mapping
 from typing import NamedTuple
 from zlib import crc32
 
 import msgspec
 
-VERSION = 2
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+VERSION = 3
 """Raised when an older reader would misunderstand what is written."""
-BATCH, TOPIC, MARKS = 1, 2, 3
-"""Entries; what a topic is, before its first entry in a segment; the newest entries that Redis has confirmed."""
+BATCH, TOPIC, MARKS, PACKED = 1, 2, 3, 4
+"""Entries; what a topic is, before its first entry in a segment; the newest entries that Redis has confirmed; entries
+packed by zstd."""
+LEVEL = -5
+"""Of trades, a third of the bytes is left at 0.24 us a message; level 1 leaves a fifth and costs twice as much."""
+PACKED_FROM = 4096
+"""A batch of fewer bytes is written as it is: one page is one page."""
 
 _FILE = struct.Struct("<8sII")
 _FILE_MARK = b"RLYSPOOL"
@@ -28,12 +40,16 @@ MARK = b"\xf5\xfa"
 LENGTH_MAX = 1 << 30
 """No record is longer: a length above this is damage."""
 
-SEED = {kind: crc32(bytes([VERSION, kind])) for kind in (BATCH, TOPIC, MARKS)}
+READABLE = (2, VERSION)
+SEED = {
+    (version, kind): crc32(bytes([version, kind])) for version in READABLE for kind in (BATCH, TOPIC, MARKS, PACKED)
+}
 HEAD_SIZE = HEAD.size
 FILE_HEAD_SIZE = _FILE.size
 
 
 _encode = msgspec.json.Encoder().encode
+_packer = zstd.ZstdCompressor(level=LEVEL)
 _table = msgspec.json.Decoder(tuple[list[str], list[int], list[str], list[int]]).decode
 
 
@@ -84,23 +100,28 @@ def file_version(data: bytes) -> int | None:
 
 def record(kind: int, payload: bytes) -> bytes:
     """Write one record."""
-    return HEAD.pack(MARK, VERSION, kind, len(payload), crc32(payload, SEED[kind])) + payload
+    return HEAD.pack(MARK, VERSION, kind, len(payload), crc32(payload, SEED[VERSION, kind])) + payload
 
 
-def batch(names: list[str], counts: list[int], ids: list[str], bodies: list[bytes]) -> tuple[bytes, bytes, bytes]:
-    """Write a BATCH record, in three parts: for each topic the number of its entries, then all entries, topic by topic
-    and oldest first. HOT."""
-    table = _encode((names, counts, ids, [*map(len, bodies)])) + b"\n"
-    data = b"".join(bodies)
-    crc = crc32(data, crc32(table, SEED[BATCH]))
-    return HEAD.pack(MARK, VERSION, BATCH, len(table) + len(data), crc), table, data
+def batch(names: list[str], counts: list[int], ids: list[str], bodies: list[bytes]) -> tuple[bytes, bytes]:
+    """Write a BATCH or PACKED record, in two parts: for each topic the number of its entries, then all entries, topic
+    by topic and oldest first. HOT."""
+    payload = b"".join((_encode((names, counts, ids, [*map(len, bodies)])), b"\n", *bodies))
+    kind = BATCH
+    if len(payload) >= PACKED_FROM:
+        kind, payload = PACKED, _packer.compress(payload, _packer.FLUSH_FRAME)
+    return HEAD.pack(MARK, VERSION, kind, len(payload), crc32(payload, SEED[VERSION, kind])), payload
 
 
-def entries(payload: bytes, wanted: Container[str] | None = None) -> Iterator[tuple[str, list[str], list[bytes]]]:
-    """Read the payload of a BATCH record: each topic with the ids and bodies of its entries, oldest first.
+def entries(found: Record, wanted: Container[str] | None = None) -> Iterator[tuple[str, list[str], list[bytes]]]:
+    """Read a BATCH or PACKED record, nothing of another: each topic with the ids and bodies of its entries, oldest
+    first.
 
     `wanted`: the topics to give; all by default.
     """
+    if found.kind not in (BATCH, PACKED):
+        return
+    payload = found.payload if found.kind == BATCH else zstd.decompress(found.payload)
     at = payload.index(b"\n") + 1
     names, counts, ids, lengths = _table(memoryview(payload)[:at])
     begin = 0
@@ -155,9 +176,10 @@ def _whole(data: bytes, at: int, size: int) -> int:
         return 0
     mark, version, kind, length, crc = HEAD.unpack_from(data, at)
     end: int = at + HEAD_SIZE + length
-    if mark != MARK or version != VERSION or kind not in SEED or length > LENGTH_MAX or end > size:
+    seed = SEED.get((version, kind))
+    if mark != MARK or seed is None or length > LENGTH_MAX or end > size:
         return 0
-    return end if crc32(memoryview(data)[at + HEAD_SIZE : end], SEED[kind]) == crc else 0
+    return end if crc32(memoryview(data)[at + HEAD_SIZE : end], seed) == crc else 0
 
 
 def _next(data: bytes, at: int, size: int) -> int:

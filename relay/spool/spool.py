@@ -20,7 +20,7 @@ import anyio.to_thread
 
 from relay.errors import SpoolError, SpoolUnusable
 from relay.outbox import Past, Position, order
-from relay.spool.layout import BATCH, About, batch, entries, file_head, marks, topic
+from relay.spool.layout import About, batch, entries, file_head, marks, topic
 from relay.spool.segment import SUFFIX, Found, Newer, Segment, is_numbered, newest_ms
 
 TYPE, STATUS = slice(9, 10), b"s"
@@ -413,9 +413,8 @@ class Spool:
                 self._event("spool_damaged", {"places": len(parsed.damaged), "folder": str(segment.path)})
             found = []
             for record in parsed.records:
-                if record.kind == BATCH:
-                    after = Position(segment.number, record.end)
-                    found += [Past(*one, after) for one in entries(record.payload, names)]
+                after = Position(segment.number, record.end)
+                found += [Past(*one, after) for one in entries(record, names)]
             return found, Position(segment.number, parsed.at), False
         return [], self.end(), True
 
