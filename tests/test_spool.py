@@ -5,6 +5,7 @@ import os
 import random
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import pytest
 from sinks import dose
@@ -12,7 +13,7 @@ from sinks import dose
 from relay.errors import SpoolError, SpoolUnusable
 from relay.outbox import NOTHING, Position, Topic
 from relay.spool import Spool
-from relay.spool.layout import file_head
+from relay.spool.layout import BATCH, FILE_HEAD_SIZE, HEAD, PACKED, TOPIC, file_head, parse
 
 
 def spool_in(folder: Path, events: list[tuple[str, dict[str, Any]]] | None = None, **options: Any) -> Spool:
@@ -133,7 +134,7 @@ def test_newer_format_is_refused_and_left_alone(tmp_path: Path) -> None:
     folder.mkdir()
     path = folder / "000000000001.spool"
     path.write_bytes(file_head(9) + b"something new")
-    with pytest.raises(SpoolError, match="of version 9, this relay reads up to 2.*newer relay.*move") as caught:
+    with pytest.raises(SpoolError, match="of version 9, this relay reads up to 3.*newer relay.*move") as caught:
         spool_in(folder).open()
     assert not isinstance(caught.value, SpoolUnusable)
     assert path.read_bytes() == file_head(9) + b"something new"
@@ -145,19 +146,32 @@ def test_folder_that_cannot_be_written_is_no_spool(tmp_path: Path) -> None:
         spool_in(tmp_path / "file" / "s").open()
 
 
-def whole(tmp_path: Path, size: int) -> tuple[bytes, list[tuple[int, str, bytes]]]:
-    """A segment of about `size` bytes, and (end, id, body) of each entry in it."""
+Ends = list[tuple[int, list[tuple[str, bytes]]]]
+"""Where each batch ends, with its entries."""
+
+
+def whole(tmp_path: Path, size: int, count: int = 1) -> tuple[bytes, Ends]:
+    """A segment of batches of some entries each: many are packed."""
     spool = spool_in(tmp_path / "whole")
     spool.open()
     topic = Topic("trades.A", "trades", "p", 1)
-    ends: list[tuple[int, str, bytes]] = []
-    seq = 0
+    ends: Ends = []
+    first = 1
     while spool.bytes < size:
-        seq += 1
-        put(spool, topic, seq, ms=1000 + seq)
-        ends.append((spool.bytes, f"{1000 + seq}-{seq}", body(topic.name, seq)))
+        put(spool, topic, first, count, ms=1000 + first)
+        entries = [(f"{1000 + first}-{seq}", body(topic.name, seq)) for seq in range(first, first + count)]
+        ends.append((spool.bytes, entries))
+        first += count
     spool.close()
-    return (tmp_path / "whole" / "000000000001.spool").read_bytes(), ends
+    data = (tmp_path / "whole" / "000000000001.spool").read_bytes()
+    assert len(parse(data, FILE_HEAD_SIZE, final=True).records) == len(ends) + 1
+    kinds = {found.kind for found in parse(data, FILE_HEAD_SIZE, final=True).records}
+    assert kinds == {TOPIC, PACKED if count > 50 else BATCH}
+    return data, ends
+
+
+def entries_of(ends: Ends) -> list[tuple[str, bytes]]:
+    return [entry for _, entries in ends for entry in entries]
 
 
 def reopened(folder: Path, data: bytes) -> list[tuple[str, bytes]]:
@@ -175,28 +189,40 @@ def reopened(folder: Path, data: bytes) -> list[tuple[str, bytes]]:
 
 
 @pytest.mark.parametrize("step", [13, pytest.param(1, marks=pytest.mark.fault)])
-def test_cut_at_any_byte_gives_every_whole_record(tmp_path: Path, step: int) -> None:
-    data, ends = whole(tmp_path, 4096 if dose(1) == 1 else 65_536)
+@pytest.mark.parametrize("count", [1, 60])
+def test_cut_at_any_byte_gives_every_whole_record(tmp_path: Path, step: int, count: int) -> None:
+    data, ends = whole(tmp_path, 4096 if dose(1) == 1 else 65_536, count)
     for cut in range(0, len(data), step):
         entries = reopened(tmp_path / "cut", data[:cut])
-        assert entries == [(entry_id, text) for end, entry_id, text in ends if end <= cut], cut
+        assert entries == entries_of([one for one in ends if one[0] <= cut]), cut
 
 
-def test_flipped_bits_cost_their_record_alone(tmp_path: Path) -> None:
-    data, ends = whole(tmp_path, 4096)
-    begins = [0, *[end for end, _, _ in ends]]
+@pytest.mark.parametrize("count", [1, 60])
+def test_flipped_bits_cost_their_record_alone(tmp_path: Path, count: int) -> None:
+    data, ends = whole(tmp_path, 4096, count)
+    begins = [0, *[end for end, _ in ends]]
     rng = random.Random(7)
-    for _ in range(dose(1000)):
+    for _ in range(dose(1000 if count == 1 else 200)):
         bit = rng.randrange(len(data) * 8)
         damaged = bytearray(data)
         damaged[bit // 8] ^= 1 << bit % 8
         entries = reopened(tmp_path / "flip", bytes(damaged))
         touched = {i for i in range(len(ends)) if begins[i] <= bit // 8 < begins[i + 1]}
-        expected = [(entry_id, text) for i, (_, entry_id, text) in enumerate(ends) if i not in touched]
+        expected = entries_of([one for i, one in enumerate(ends) if i not in touched])
         # the first entry stands behind the segment's head and its topic's record: damage there costs no entry
-        assert entries in (expected, [(entry_id, text) for _, entry_id, text in ends]), bit
+        assert entries in (expected, entries_of(ends)), bit
         if bit // 8 >= begins[1]:
             assert entries == expected, bit
+
+
+def test_spool_of_the_version_before_is_read(tmp_path: Path) -> None:
+    """Its records name another version, which is part of their CRC; there was no packing."""
+    data, ends = whole(tmp_path, 2048)
+    old = file_head(2)
+    for found in parse(data, FILE_HEAD_SIZE, final=True).records:
+        crc = crc32(found.payload, crc32(bytes([2, found.kind])))
+        old += HEAD.pack(b"\xf5\xfa", 2, found.kind, len(found.payload), crc) + found.payload
+    assert reopened(tmp_path / "old", old) == entries_of(ends)
 
 
 def test_damage_costs_the_batch_that_it_stands_in(tmp_path: Path) -> None:
@@ -227,7 +253,9 @@ def test_damage_in_the_middle_is_said(tmp_path: Path) -> None:
     found = spool.open()
     assert (found.damaged, found.torn) == (1, False)
     assert events[0][0] == "spool_damaged"
-    assert [entry_id for entry_id, _ in read_all(spool, "trades.A")] == [e[1] for e in ends[:4] + ends[5:]]
+    assert [entry_id for entry_id, _ in read_all(spool, "trades.A")] == [
+        entry_id for entry_id, _ in entries_of(ends[:4] + ends[5:])
+    ]
     spool.close()
 
 
