@@ -47,9 +47,8 @@ def test_outage_beyond_the_spool_is_bounded_and_told(tmp_path: Path) -> None:
             wait_for_more(server, process)
             stop(process)
         verdict = verdict_of(server)
-        print(
-            f"\naway {dose(60)} s: RSS {worst:.0f} MB, spool {disk:.0f} MB, back after {back:.1f} s, live {behind:.1f} s later: {verdict}"
-        )
+        figures = f"RSS {worst:.0f} MB, spool {disk:.0f} MB, back after {back:.1f} s, live {behind:.1f} s later"
+        print(f"\naway {dose(60)} s: {figures}: {verdict}")
         assert worst < 256 and disk < 50 * 9 / 8 + 8
         assert verdict.right, str(verdict)
         assert verdict.missing > 0, "the spool's limit was reached"
