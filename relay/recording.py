@@ -22,7 +22,7 @@ from relay.intake import Intake, Source
 from relay.journal import Batch, Journal
 from relay.model import ACCOUNT_CHANNELS, CHANNEL_OF
 from relay.providers.base import Frame, Output, Planned, Request, Send, Shared, Subscription
-from relay.records import Changed, Connection, Ended, Header, Lost, Other, ProviderHeader, Received, Withheld, line
+from relay.records import Changed, Connection, Ended, Header, Lost, Other, ProviderHeader, Withheld, line
 from relay.redaction import MASK, Redactor
 from relay.retry import Decision
 from relay.secrecy import secret_maps, secret_options
@@ -82,7 +82,7 @@ class Recorder:
         )
         self._pending: list[Any] = []
         self._append = self._pending.append
-        self._size = 0
+        self._size = self._rejects = 0
         self._counted: dict[int, int] = {}  # bytes that each feed had received when they were last looked at
         self._oldest = 0.0
         self._conns: dict[Lane, str] = {}
@@ -275,26 +275,34 @@ class Recorder:
 
     def _lines(self, batch: Sequence[Any], *, redact: bool = False) -> tuple[bytes, int]:
         """Turn records into lines; gives their number too."""
-        lines: list[Received | Other] = []
-        add = lines.append
-        conn = ""
-        for record in batch:
+        sound = not redact and not self._any_rejects()
+        parts: list[bytes] = []
+        frames: list[Frame] = []
+        conn, count = "", 0
+        for record in (*batch, ""):
             if record.__class__ is Frame:
-                now_ns, data, binary = record
+                frames.append(record)
+                continue
+            if frames:
                 if redact:
-                    data = self._redactor.data(data)
-                try:
-                    add(Received(conn, now_ns, binary, data.decode()))
-                except UnicodeDecodeError:
-                    add(records.undecoded(conn, Frame(now_ns, data, binary)))
-            elif record.__class__ is str:
+                    frames = [Frame(now_ns, self._redactor.data(data), binary) for now_ns, data, binary in frames]
+                parts.append(records.frames(conn, frames, sound=sound))
+                count += len(frames)
+                frames = []
+            if record.__class__ is str:
                 conn = record
             else:
-                add(self._other(*record))
-        out = records.encode_lines(lines)
+                parts.append(records.encode_lines([self._other(*record)]))
+                count += 1
+        out = b"".join(parts)
         if not redact and self._redactor.finds(out):  # a peer may give back what it was told
             return self._lines(batch, redact=True)
-        return out, len(lines)
+        return out, count
+
+    def _any_rejects(self) -> bool:
+        """Tell whether a frame may have been rejected since this was asked last."""
+        before, self._rejects = self._rejects, sum(s.source.counts.rejects for s in self._providers.values())
+        return self._rejects != before
 
     def _other(self, do: str, conn: str, now_ns: int, data: Any) -> Other:
         if do == "out":

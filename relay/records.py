@@ -4,8 +4,9 @@
                                                           where providers or connections come or go, a file begins
     {"do":"made","conn":"coinapi/1","t":..,"data":{..}}   a provider object for a connection that is about to be tried
     {"do":"opened","conn":..,"t":..}                      the WebSocket is open
-    {"conn":..,"t":..,"frame":".."}                       received; `frame64`, base64, where it is no UTF-8 text;
-                                                          `binary` where it came as a binary message
+    {"conn":..,"t":..,"json":{..}}                        received: a JSON object on one line, as it came
+    {"conn":..,"t":..,"frame":".."}                       received: any other text; `frame64`, base64, where it is no
+                                                          UTF-8; `binary` where it came as a binary message
     {"do":"out","conn":..,"t":..,"data":{..}}             sent, secrets masked
     {"do":"tick" | "reply" | "subscribe" | "unsubscribe" | "closing","conn":..,"t":..}   the provider was asked
     {"do":"closed","conn":..,"t":..,"data":{..}}          the session, or the try, ended; and what was decided
@@ -20,6 +21,11 @@ of one connection, the second one ends with `+` (`binance/1+`), and keeps that n
 """
 
 import base64
+import re
+from collections.abc import Iterator, Sequence
+from functools import cache
+from itertools import chain, repeat
+from operator import itemgetter
 from typing import Any
 
 import msgspec
@@ -27,7 +33,7 @@ from msgspec import Struct
 
 from relay.providers.base import Frame, Reply, Subscription
 
-FORMAT = 2
+FORMAT = 3
 """Raised when an older reader would misunderstand what is written."""
 
 
@@ -37,6 +43,7 @@ class Record(Struct, gc=False):
     do: str = "in"
     t: int = 0
     conn: str = ""
+    json: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     frame: str | None = None
     frame64: str | None = None
     binary: bool = False
@@ -188,6 +195,27 @@ def undecoded(conn: str, frame: Frame) -> Received:
     return Received(conn, frame.received_ns, frame.binary, None, base64.b64encode(frame.data).decode())
 
 
+_FIRST, _LAST = itemgetter(0), itemgetter(-1)
+_OPENED, _CLOSED = set(b"{"), set(b"}")
+
+
+def frames(conn: str, received_frames: Sequence[Frame], *, sound: bool) -> bytes:
+    """The lines of frames received one after another, at least one. HOT.
+
+    `sound`: none of them was rejected, so that what looks like a JSON object is one: it stands in its line as it came,
+    which is cheaper than a JSON string of it. All are looked at together, by a few calls.
+    """
+    times, data, binary = zip(*received_frames, strict=True)
+    if sound and True not in binary and b"" not in data:
+        joined = b"\n".join(data)
+        objects = set(map(_FIRST, data)) == _OPENED and set(map(_LAST, data)) == _CLOSED
+        if objects and joined.isascii() and joined.count(b"\n") == len(data) - 1:
+            moments = msgspec.json.encode(times)[1:-1].split(b",")
+            begin = repeat(b'{"conn":%b,"t":' % msgspec.json.encode(conn))
+            return b"".join(chain.from_iterable(zip(begin, moments, repeat(b',"json":'), data, repeat(b"}\n"))))
+    return encode_lines([received(conn, frame) for frame in received_frames])
+
+
 def line(do: str, now_ns: int, conn: str = "", data: Any = None) -> bytes:
     """Write one record that is no received frame."""
     return encode_lines([Other(do, conn, now_ns, data)])
@@ -204,12 +232,46 @@ def reply_data(reply: Reply) -> ReplyData:
 
 # -- reading -----------------------------------------------------------------------------------------------------
 
-decode_lines = msgspec.json.Decoder(Record).decode_lines
-"""Bytes of whole lines to records. Raises: msgspec.MsgspecError."""
+_decode = msgspec.json.Decoder(Record).decode
+_RECEIVED = re.compile(rb'\{"conn":("(?:[^"\\]|\\.)*"),"t":([0-9]+),"json":').match
+
+
+@cache
+def _conn(text: bytes) -> str:
+    return msgspec.json.decode(text, type=str)
+
+
+def decode_lines(lines: bytes) -> list[Record]:
+    """Bytes of whole lines to records. Raises: msgspec.MsgspecError.
+
+    A line with `json` is cut by its beginning: what a provider sent is no part of our own line, whatever it looks like.
+    """
+    found: list[Record] = []
+    for one in lines.split(b"\n"):
+        begin = _RECEIVED(one)
+        if begin is not None and one[-1] == 125:  # }
+            conn, moment = begin.groups()
+            found.append(Record("in", int(moment), _conn(conn), msgspec.Raw(one[begin.end() : -1])))
+        elif one:
+            found.append(_decode(one))
+    return found
+
+
+def plain_lines(lines: bytes) -> Iterator[bytes]:
+    """Lines one by one, each frame as JSON text: `jq -r .frame` gives it to the byte, while a number of `json` goes
+    through jq's own idea of numbers."""
+    for one in lines.split(b"\n"):
+        if _RECEIVED(one) is not None:
+            (record,) = decode_lines(one)
+            yield encode_lines([received(record.conn, frame_of(record, record.t))])
+        elif one:
+            yield one + b"\n"
 
 
 def frame_of(record: Record, now_ns: int) -> Frame:
     """The received frame of an `in` record."""
+    if record.json is not msgspec.UNSET:
+        return Frame(now_ns, bytes(record.json), False)
     text = record.frame
     data = text.encode() if text is not None else base64.b64decode(record.frame64 or "")
     return Frame(now_ns, data, record.binary)

@@ -21,6 +21,7 @@ from relays import ROOT, Process, until
 from servers import RedisServer
 from test_feed import http, http_server
 
+from relay import records
 from relay.journal import read_records, runs_of
 from relay.simulator.script import Scripted, close, expect, refuse, scripted, send
 
@@ -204,7 +205,7 @@ def recorded(folder: Path) -> Iterator[tuple[str, bytes]]:
         for file in run.files:
             for record in read_records(file.path, lambda text: None):
                 yield f"journal {record.do} {record.conn}", bytes(record.data)
-                yield f"journal {record.do} {record.conn}", (record.frame or "").encode()
+                yield f"journal {record.do} {record.conn}", records.frame_of(record, 0).data
 
 
 def scripts(other: str) -> dict[str, list[Sequence[Any]]]:

@@ -74,7 +74,7 @@ def ls(paths: tuple[str, ...], as_json: bool, sessions: bool) -> None:
 def cat(
     paths: tuple[str, ...], from_: str | None, to: str | None, provider: str | None, frames: bool, everything: bool
 ) -> None:
-    """Print records as JSON lines, damaged places left out and told."""
+    """Print records as JSON lines, damaged places left out and told. Each frame is a text, `frame`, as it came."""
     from relay.cli._common import fail
     from relay.errors import JournalError
     from relay.journal import Damage, read_blocks, runs_of
@@ -101,7 +101,7 @@ def cat(
                         if block.last_ns < first or block.first_ns >= last:
                             continue
                         out = []
-                        for line in block.lines.splitlines(keepends=True):
+                        for line in records.plain_lines(block.lines):
                             if frames and not line.startswith(b'{"conn"'):
                                 continue
                             if not everything and line.startswith(b'{"do":"tick"'):
