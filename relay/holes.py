@@ -40,19 +40,28 @@ def unbroken(ids: list[str]) -> bool:
 
 
 def gap(
-    topic: Topic, before: str, tail: bytes | None, entry_id: str, body: bytes | None, reason: GapReason, run: int
+    topic: Topic,
+    before: str,
+    tail: bytes | None,
+    entry_id: str,
+    body: bytes | None,
+    reason: GapReason,
+    run: int,
+    then: bytes | None = None,
 ) -> tuple[str, bytes, Status]:
     """Make the entry that stands for those between two: it takes the number of the last of them.
 
     `before`: id of the entry below the hole, `tail`: its body where known. `body` None: `entry_id` is the last that is
-    missing and nothing follows; else it is the entry above the hole.
+    missing and nothing follows, or `then`, the first entry of another run; else it is the entry above the hole.
     """
     ms, seq = order(entry_id)
     low = _read(tail)
-    high = _read(body)
+    high = _read(then or body)
     if body is not None:
         seq -= 1
         run = high.run or run
+    elif then is not None:
+        run = low.run or run
     known = high if body is not None else low
     status = Status(
         event="gap",

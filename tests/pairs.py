@@ -12,12 +12,13 @@ from typing import Any
 from urllib.request import urlopen
 
 from relays import Process
+from sentinels import Service
 from servers import RedisServer, free_port
 
 CONFIG = """
 name: t
 state_dir: {folder}/state
-redis: {{url: "{redis}", stream_length_max: 100000000, pubsub: true}}
+redis: {{url: "{redis}", stream_length_max: 100000000, pubsub: true{options}}}
 http: {{enabled: true, port: {http}}}
 standby: {{enabled: true, lease_secs: {lease}, ring_secs: {ring}}}
 {extra}
@@ -31,9 +32,9 @@ providers:
 class Node:
     """One of the two. `process` is None while it is down."""
 
-    def __init__(self, folder: Path, server: RedisServer, text: str, script: str = "") -> None:
+    def __init__(self, folder: Path, text: str, script: str = "") -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.server = folder, server
+        self.folder = folder
         self.script = str(Path(__file__).with_name(script)) if script else ""
         self.http = free_port()
         self.path = folder / "relay.yaml"
@@ -100,21 +101,25 @@ class Node:
 @contextlib.contextmanager
 def pair(
     folder: Path,
-    server: RedisServer,
+    server: "RedisServer | Service",
     port: int,
     subscribed: str,
     *,
+    options: str = "",
     lease: float = 0.6,
     ring: float = 5.0,
     extra: str = "",
     script: str = "",
 ) -> Iterator[tuple[Node, Node]]:
-    """Two nodes, the first of which writes and the second of which is ready to take over."""
+    """Two nodes, the first of which writes and the second of which is ready to take over.
+
+    `options`: more of the section `redis`.
+    """
     text = CONFIG.format(
         folder="{folder}", redis=server.url, http="{http}", port=port, lease=lease, ring=ring, extra=extra,
-        subscribed=subscribed,
+        subscribed=subscribed, options=options,
     )  # fmt: skip
-    nodes = Node(folder / "a", server, text, script), Node(folder / "b", server, text, script)
+    nodes = Node(folder / "a", text, script), Node(folder / "b", text, script)
     try:
         nodes[0].start()
         nodes[0].until_active()

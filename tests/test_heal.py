@@ -247,6 +247,46 @@ async def test_beyond_retention_a_gap_says_what_is_missing(
     assert relay.event("hole")["status"].missing == gap["missing"] == left - 31
 
 
+async def test_what_another_node_had_written_and_redis_lost_is_a_gap(
+    server: RedisServer, client: "redis.Redis", tmp_path: Path
+) -> None:
+    """A standby takes over, then Redis falls back behind the takeover: no spool of ours ever held what is missing."""
+    spools = [spool_in(tmp_path / name) for name in ("a", "b")]
+    for spool in spools:
+        spool.open()
+    first = relay_of(server.url, spools[0])
+    async with first.running():
+        put(first, "t", 40)
+        await first.drained()
+    kept = client.xrange("t", count=30)
+    relay = relay_of(server.url, spools[1])
+    async with relay.running():
+        topic = relay.outbox.topic("t", "trades", "acme")
+        topic.contiguous = True
+        for seq in range(1, 11):
+            message = {"type": "trade", "provider": "acme", "run": 2, "seq": seq, "src_seq": seq + 140}
+            relay.put("t", 1, json.dumps(message, separators=(",", ":")).encode())
+        await relay.drained()
+        writer = client.hgetall("relay:writer:{t}")
+        client.delete("t")
+        for entry_id, fields in kept:
+            client.xadd("t", fields, id=entry_id)
+        client.hset("relay:writer:{t}", mapping={**writer, "last": kept[-1][0]})
+        message = {"type": "trade", "provider": "acme", "run": 2, "seq": 11, "src_seq": 151}
+        relay.put("t", 1, json.dumps(message, separators=(",", ":")).encode())
+        await relay.told("healed")
+        await relay.drained()
+    found = [json.loads(fields["data"]) for _, fields in client.xrange("t")]
+    assert [(m["run"], m["seq"]) for m in found] == [(1, n) for n in range(1, 31)] + [(1, 40)] + [
+        (2, n) for n in range(1, 12)
+    ]
+    gap = found[30]
+    assert (gap["event"], gap["reason"], gap["missing"]) == ("gap", "beyond_retention", 10)
+    assert (gap["first_missing"], gap["last_missing"]) == (131, 140)
+    for spool in spools:
+        spool.close()
+
+
 async def test_feeds_go_on_when_a_full_spool_has_room_again(
     server: RedisServer, client: "redis.Redis", tmp_path: Path
 ) -> None:

@@ -278,7 +278,7 @@ def test_what_nobody_has_followed_is_sent_after_a_crash(tmp_path: Path) -> None:
             subscribed=f"trades: [{', '.join(PRODUCT_NAMES)}]",
         )  # fmt: skip
         with provider(1000) as port:
-            node = Node(tmp_path, server, text.replace("{port}", str(port)))
+            node = Node(tmp_path, text.replace("{port}", str(port)))
             node.start()
             try:
                 first = node.until_active()["whole"]["run"]

@@ -79,9 +79,9 @@ def stop_both(nodes: tuple[Node, Node]) -> None:
     writer.stop()
 
 
-def one_writer_at_a_time(server: RedisServer) -> None:
+def one_writer_at_a_time(url: str) -> None:
     """A run that another one has followed never writes again."""
-    for name, entries in streams(server.url, NAMES).items():
+    for name, entries in streams(url, NAMES).items():
         runs = [run for run, _ in groupby(run_of(body.decode()) for _, body in entries)]
         assert len(runs) == len(set(runs)), (name, runs)
 
@@ -125,7 +125,7 @@ def test_writer_that_wakes_writes_nothing_and_stands_by(tmp_path: Path) -> None:
             assert "not accounted for" not in nodes[0].text + nodes[1].text, "the laws of conservation hold"
         verdict = verdict_of(server)
         told("SIGSTOP and SIGCONT of the writer", secs, verdict)
-        one_writer_at_a_time(server)
+        one_writer_at_a_time(server.url)
         is_right(verdict, secs)
     finally:
         server.close()

@@ -101,7 +101,7 @@ class Healer:
             return
         if (
             (topic.last != NOTHING or ids)
-            and follows(self.topics[topic], past.ids[0])
+            and self._is_next(topic, past.ids[0])
             and unbroken(past.ids)
             and order(self.topics[topic]) < order(past.ids[0])
             and order(past.ids[-1]) <= acked
@@ -120,7 +120,7 @@ class Healer:
             if topic.last == NOTHING and not ids and self._is_beyond(topic, entry_id):
                 self.topics[topic], self._tails[topic] = entry_id, body
                 continue
-            if not follows(self.topics[topic], entry_id):
+            if not self._is_next(topic, entry_id):
                 self._gap(topic, ids, data, entry_id, body)
             if order(entry_id) <= acked:
                 ids.append(entry_id)
@@ -144,9 +144,24 @@ class Healer:
             if topic.last == topic.acked:
                 self.finish(topic)
 
+    def _is_next(self, topic: Topic, entry_id: str) -> bool:
+        """Tell whether an entry follows what was read before: behind what an earlier run had written, too, which may
+        have been another node's, or another shard's, and so was never in our spool."""
+        before = self.topics[topic]
+        if topic.last_id is not None and order(before) < order(topic.last_id) < order(entry_id):
+            return False
+        return follows(before, entry_id)
+
     def _gap(self, topic: Topic, ids: list[str], data: list[bytes], entry_id: str, body: bytes | None) -> None:
         before, tail = self.topics[topic], self._tails.get(topic)
-        made_id, made, status = gap(topic, before, tail, entry_id, body, self._outbox.reason, self.run)
+        then: bytes | None = None
+        if body is not None and topic.last_id is not None and order(entry_id)[1] == 1:
+            entry_id, body, then = (
+                topic.last_id,
+                None,
+                body,
+            )  # our run lacks nothing: the gap is the last of the other's
+        made_id, made, status = gap(topic, before, tail, entry_id, body, self._outbox.reason, self.run, then)
         if order(made_id) <= order(before):
             return
         ids.append(made_id)
