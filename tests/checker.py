@@ -3,7 +3,8 @@
 A topic is right when its entries' ids rise, its numbers `seq` have no hole within a run, and the provider's numbers in
 data and gap events tile one range: nothing missing, nothing twice, nothing in disorder. Where the provider begins its
 count anew, a gap event says so. Its true numbers (`true`: it puts them into the price) go on there: a hole in them
-stands behind a gap event, which names as many where it gives numbers.
+stands behind a gap event, which names as many where it gives numbers. Where Redis and the spool have lost entries, the
+gap event for them has the number `seq` of the last.
 """
 
 from collections.abc import Iterable, Iterator
@@ -99,7 +100,9 @@ def _check(name: str, entries: Iterable[tuple[str, bytes]], verdict: Verdict, tr
             verdict.fault(f"{name}: id {entry_id} after {above}")
         above = (int(ms), int(own))
         message = _decode(body)
-        if message.run == run and message.seq != seq + 1:
+        # a gap of what Redis and the spool have lost has the number of the last that is missing
+        stands_for_more = message.reason in ("beyond_retention", "spool_corrupt") and message.seq > seq
+        if message.run == run and message.seq != seq + 1 and not stands_for_more:
             verdict.holes += 1
             verdict.fault(f"{name}: seq {message.seq} after {seq} at {entry_id}")
         run, seq = message.run, message.seq
