@@ -34,11 +34,14 @@ from relay.metrics import shards_registry
 from relay.overview import SORTS
 from relay.retry import HEALTHY_SECS, Backoff, Policy
 from relay.shards import SHARDS_MAX, deal, name_of
+from relay.systemd import Watchdog
 
 POLICY = Policy(first_secs=0.5, cap_secs=30.0)
 """How a shard that dies is started again: at once the first time."""
 STOP_SECS = 12.0
 """A shard ends within ten seconds of SIGTERM; one that does not is killed."""
+HANG_SECS = 20.0
+"""A shard whose loop stands still for so long is killed, and started again like one that died."""
 ASK_SECS = 2.0
 DRAIN_SECS = 30.0
 """What a former layout has left in a spool gets so long to reach Redis before the shards start."""
@@ -207,6 +210,10 @@ class Supervisor:
         """Start a shard and wait for its end; gives the exit code, below 0 for a signal."""
         environ = {name: value for name, value in os.environ.items() if name not in _NOT_FOR_SHARDS}
         environ[VARIABLE] = msgspec.json.encode(self._held).decode()
+        watchdog: Watchdog | None = None
+        with contextlib.suppress(OSError):
+            watchdog = Watchdog(HANG_SECS)
+            environ |= watchdog.environ
         self._http_file(child).unlink(missing_ok=True)  # of an earlier process
         child.starts += 1
         child.process = process = await anyio.open_process(
@@ -223,6 +230,8 @@ class Supervisor:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._read, child, process, said := anyio.Event())
                 tasks.start_soon(self._end_late, process)
+                if watchdog is not None:
+                    tasks.start_soon(self._end_hanging, child, process, watchdog)
                 code = await process.wait()
                 with anyio.move_on_after(1.0):  # its last words; another process may hold the pipe open
                     await said.wait()
@@ -233,7 +242,16 @@ class Supervisor:
                     process.kill()
                     await process.wait()
                 await process.aclose()
+            if watchdog is not None:
+                watchdog.close()
         return code
+
+    async def _end_hanging(self, child: Child, process: anyio.abc.Process, watchdog: Watchdog) -> None:
+        """Kill a shard that says nothing any more: its topics would stand still until somebody looks."""
+        await watchdog.until_silent()
+        self._event("error", "shard hangs", shard=child.name, silent_secs=watchdog.secs, next="it is killed")
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
 
     async def _end_late(self, process: anyio.abc.Process) -> None:
         """Kill a shard that does not end when it should."""

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import signal
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -130,6 +131,24 @@ def test_two_shards_are_one_relay(tmp_path: Path) -> None:
         assert "not accounted for" not in process.text
         lines = [line for line in process.text.splitlines() if line.startswith("{")]
         assert {"t-1", "t-2"} <= {json.loads(line).get("shard") for line in lines}
+
+
+class SoonHung(Process):
+    COMMAND = (sys.executable, str(Path(__file__).with_name("soon_hung.py")))
+
+
+@pytest.mark.fault
+def test_a_shard_that_hangs_is_killed_and_started_again(tmp_path: Path) -> None:
+    (tmp_path / "relay.yaml").write_text(SIMULATED.format(products=FEW))
+    with SoonHung(tmp_path, "run", "--shards", "2") as process:
+        process.until(lambda: all_ready(tmp_path, 2), 20)
+        pids = {number: shard["pid"] for number, shard in shards_of(tmp_path).items()}
+        os.kill(pids[1], signal.SIGSTOP)
+        process.until(lambda: '"event": "shard hangs"' in process.text, 20)
+        process.until(lambda: all_ready(tmp_path, 2) and shards_of(tmp_path)[1]["starts"] == 2, 20)
+        assert shards_of(tmp_path)[2]["pid"] == pids[2] and process.text.count("shard hangs") == 1
+        assert not _is_alive(pids[1])
+        assert process.stop(signal.SIGTERM, 15) == 0, process.text
 
 
 @pytest.mark.fault
