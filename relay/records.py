@@ -22,7 +22,7 @@ of one connection, the second one ends with `+` (`binance/1+`), and keeps that n
 
 import base64
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from itertools import chain, repeat
 from operator import itemgetter
@@ -199,21 +199,24 @@ _FIRST, _LAST = itemgetter(0), itemgetter(-1)
 _OPENED, _CLOSED = set(b"{"), set(b"}")
 
 
-def frames(conn: str, received_frames: Sequence[Frame], *, sound: bool) -> bytes:
-    """The lines of frames received one after another, at least one. HOT.
+def frames(conn: str, received_frames: Sequence[Frame], finds: Callable[[bytes], bool], *, sound: bool) -> bytes | None:
+    """The lines of frames received one after another, at least one; None where `finds` finds something in them. HOT.
 
     `sound`: none of them was rejected, so that what looks like a JSON object is one: it stands in its line as it came,
     which is cheaper than a JSON string of it. All are looked at together, by a few calls.
     """
     times, data, binary = zip(*received_frames, strict=True)
     if sound and True not in binary and b"" not in data:
-        joined = b"\n".join(data)
+        joined = b"".join(data)
         objects = set(map(_FIRST, data)) == _OPENED and set(map(_LAST, data)) == _CLOSED
-        if objects and joined.isascii() and joined.count(b"\n") == len(data) - 1:
+        if objects and joined.isascii() and b"\n" not in joined:
+            if finds(joined):
+                return None
             moments = msgspec.json.encode(times)[1:-1].split(b",")
             begin = repeat(b'{"conn":%b,"t":' % msgspec.json.encode(conn))
             return b"".join(chain.from_iterable(zip(begin, moments, repeat(b',"json":'), data, repeat(b"}\n"))))
-    return encode_lines([received(conn, frame) for frame in received_frames])
+    out = encode_lines([received(conn, frame) for frame in received_frames])
+    return None if finds(out) else out
 
 
 def line(do: str, now_ns: int, conn: str = "", data: Any = None) -> bytes:

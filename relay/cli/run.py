@@ -1,5 +1,6 @@
 """`relay run`: the relay itself."""
 
+import gc
 import os
 import signal
 import sys
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 STATUS_SECS = 5.0
 """How often the status line of systemd is looked at."""
+GC_OBJECTS = 50_000
+"""Objects made and kept between two looks for circles."""
 
 
 @click.command(
@@ -150,6 +153,11 @@ async def _run(
     for warning in config.warnings:
         event("warning", str(warning))
     notifier = Notifier()
+    # All that is loaded stays; of what comes, messages are no part of circles, and a batch of them at once is no reason
+    # to look for some: collecting at every 700 objects cost 5 % of the throughput.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GC_OBJECTS, *gc.get_threshold()[1:])
 
     async def run_one(bridge: Bridge, again: bool = False) -> bool:
         """Run a bridge to its end; True: another node has taken over from it, so it stands by again."""

@@ -84,13 +84,22 @@ def pack(
     compressor: zstd.ZstdCompressor | None = None,
 ) -> bytes:
     """Give the bytes of one block."""
-    compressor = compressor or new_compressor()
+    packed = compress(lines, compressor or new_compressor())
+    return marker(number, packed, len(lines), records, first_ns, last_ns) + packed
+
+
+def compress(lines: bytes, compressor: zstd.ZstdCompressor) -> bytes:
+    """Give the zstd frame of a block."""
     compressor.set_pledged_input_size(len(lines))
-    packed = compressor.compress(lines, zstd.ZstdCompressor.FLUSH_FRAME)
-    marker = _MARKER.pack(
-        _SKIPPABLE, MARKER_BYTES - 8, _TAG, number, len(packed), len(lines), records, crc32(packed), first_ns, last_ns
+    return compressor.compress(lines, zstd.ZstdCompressor.FLUSH_FRAME)
+
+
+def marker(number: int, packed: bytes, raw: int, records: int, first_ns: int, last_ns: int) -> bytes:
+    """Give what stands before a block's zstd frame; `raw`: bytes of its lines."""
+    found = _MARKER.pack(
+        _SKIPPABLE, MARKER_BYTES - 8, _TAG, number, len(packed), raw, records, crc32(packed), first_ns, last_ns
     )
-    return b"".join((marker, _CRC.pack(crc32(marker)), packed))
+    return found + _CRC.pack(crc32(found))
 
 
 def read_blocks(file: BinaryIO, *, lines: bool = True) -> Iterator[Block | Damage]:
