@@ -84,6 +84,7 @@ class Recorder:
         )
         self._pending: list[Any] = []
         self._append = self._pending.append
+        self._named = ""  # whose frames follow in `_pending`
         self._size = self._rejects = 0
         self._counted: dict[int, int] = {}  # bytes that each feed had received when they were last looked at
         self._oldest = 0.0
@@ -166,6 +167,7 @@ class Recorder:
         first_ns, last_ns = _span(pending)
         if not last_ns:  # a connection's name alone
             pending.clear()
+            self._named = ""
             return
         try:
             lines, count = self._lines(pending)
@@ -174,6 +176,7 @@ class Recorder:
             lines, count = line("lost", first_ns, "", lost), 1
         batch = Batch(lines, count, first_ns, last_ns, self._header)
         pending.clear()
+        self._named = ""
         self._size = 0
         self._header = None
         self.journal.put(batch)
@@ -184,7 +187,10 @@ class Recorder:
 
     def frame(self, feed: Lane) -> Callable[[Frame], object]:
         """A batch of frames begins; gives what takes each. HOT: the frames of a batch follow the connection's name."""
-        self._append(self._conns[feed])
+        conn = self._conns[feed]
+        if conn != self._named:
+            self._append(conn)
+            self._named = conn
         return self._append
 
     def asked(self, feed: Lane, what: str, now_ns: int, given: tuple[Any, ...]) -> None:
@@ -282,9 +288,12 @@ class Recorder:
         parts: list[bytes] = []
         frames: list[Frame] = []
         conn, count = "", 0
-        rest: Sequence[Any] = (*batch, "")
-        if batch[0].__class__ is str and set(map(type, batch[1:])) == _FRAMES:  # mostly: what one connection brought
-            conn, frames, rest = batch[0], list(batch[1:]), ("",)
+        rest: Sequence[Any] = ("",)
+        following = list(batch[1:])
+        if batch[0].__class__ is str and set(map(type, following)) == _FRAMES:  # mostly: what one connection brought
+            conn, frames = batch[0], following
+        else:
+            rest = (*batch, "")
         for record in rest:
             if record.__class__ is Frame:
                 frames.append(record)

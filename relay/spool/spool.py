@@ -12,6 +12,8 @@ import json
 import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import accumulate
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,7 +25,7 @@ from relay.outbox import Past, Position, order
 from relay.spool.layout import About, batch, entries, file_head, marks, topic
 from relay.spool.segment import SUFFIX, Found, Newer, Segment, is_numbered, newest_ms
 
-TYPE, STATUS = slice(9, 10), b"s"
+_TYPE, STATUS = itemgetter(9), ord("s")
 """A body begins with `{"type":"`; of all types only `status` goes on with an s."""
 RETRY_SECS = 0.5
 """A disk that took nothing is tried again this often."""
@@ -200,15 +202,17 @@ class Spool:
         for one in abouts:
             first[one.name] = begin
             segment.about[one.name] = one
-        last, tails, end = segment.last, segment.bodies, 0
-        for name, count in zip(names, counts, strict=True):
-            end += count
-            last[name] = ids[end - 1]
-            if bodies[end - 1][TYPE] != STATUS:
-                tails[name] = bodies[end - 1]
-            else:  # the newest before it that carries a number, if any
-                for body in filter(is_numbered, bodies[end - count : end]):
-                    tails[name] = body
+        ends = list(accumulate(counts))
+        newest = [bodies[end - 1] for end in ends]
+        segment.last.update(zip(names, [ids[end - 1] for end in ends], strict=True))
+        if STATUS not in map(_TYPE, newest):
+            segment.bodies.update(zip(names, newest, strict=True))
+        else:
+            for name, count, end in zip(names, counts, ends, strict=True):
+                if _TYPE(bodies[end - 1]) != STATUS:
+                    segment.bodies[name] = bodies[end - 1]
+                else:  # the newest before it that carries a number, if any
+                    segment.bodies.update((name, body) for body in filter(is_numbered, bodies[end - count : end]))
         if not self.ok:
             self.ok = True
             self._event("spool_recovered", {"folder": str(self.folder)})
