@@ -81,6 +81,7 @@ class Keeping:
             retention_secs=settings.retention_secs,
             bytes_max=settings.bytes_max,
             fsync=settings.fsync,
+            pack=settings.pack,
             on_event=self._event,
             target={"redis": where, "prefix": prefix, "relay": config.name} | dealt,
             beside=() if shard is None else siblings_of(shard),

@@ -152,7 +152,7 @@ Ends = list[tuple[int, list[tuple[str, bytes]]]]
 
 def whole(tmp_path: Path, size: int, count: int = 1) -> tuple[bytes, Ends]:
     """A segment of batches of some entries each: many are packed."""
-    spool = spool_in(tmp_path / "whole")
+    spool = spool_in(tmp_path / "whole", pack=True)
     spool.open()
     topic = Topic("trades.A", "trades", "p", 1)
     ends: Ends = []

@@ -19,8 +19,8 @@ from relay.spool.layout import (
     parse,
 )
 
-CHUNK = 96 * 1024
-"""Read at once, packed: about 2 ms of work, so that sockets do not wait."""
+CHUNK = 256 * 1024
+"""Read at once: about 1 ms of work, 5 where it is packed, so that sockets do not wait."""
 SUFFIX = ".spool"
 INDEX = ".index"
 """Beside each full segment: what a start needs of it, so that only the newest segment must be read."""

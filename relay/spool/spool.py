@@ -70,6 +70,7 @@ class Spool:
         retention_secs: float,
         bytes_max: int,
         fsync: str = "interval",
+        pack: bool = False,
         on_event: Callable[[str, dict[str, Any]], None] = lambda kind, fields: None,
         target: Mapping[str, str] | None = None,
         beside: Collection[str] = (),
@@ -83,7 +84,7 @@ class Spool:
         self.confirmed: Confirmed = lambda name: ("", False)
         self.bytes = self.written = self.dropped = self.damaged = self.failures = 0
         self.why = ""
-        self._segment_bytes, self._bytes_max, self._fsync = segment_bytes, bytes_max, fsync
+        self._segment_bytes, self._bytes_max, self._fsync, self._pack = segment_bytes, bytes_max, fsync, pack
         self._retention_ms = int(retention_secs * 1000)
         self._event, self._target, self._beside = on_event, dict(target or {}), beside
         self._segments: list[Segment] = []
@@ -195,7 +196,7 @@ class Spool:
             names = [one.name for one in topics]
             told = [] if first.keys() >= set(names) else [one for one in topics if one.name not in first]
             abouts = [About(one.name, one.kind, one.provider, one.contiguous) for one in told]
-            self._put(segment, *map(topic, abouts), *batch(names, counts, ids, bodies))
+            self._put(segment, *map(topic, abouts), *batch(names, counts, ids, bodies, pack=self._pack))
         except OSError as error:
             self._failed(error)
             return False
