@@ -25,7 +25,7 @@ from relay.outbox import Past, Position, order
 from relay.spool.layout import About, batch, entries, file_head, marks, topic
 from relay.spool.segment import SUFFIX, Found, Newer, Segment, is_numbered, newest_ms
 
-_TYPE, STATUS = itemgetter(9), ord("s")
+_TYPE, STATUS = itemgetter(slice(9, 10)), b"s"
 """A body begins with `{"type":"`; of all types only `status` goes on with an s."""
 RETRY_SECS = 0.5
 """A disk that took nothing is tried again this often."""
