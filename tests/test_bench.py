@@ -35,3 +35,10 @@ median  relay             4,000 msg/s  cpu   10.0 us/msg   speed x4.00  cpu x0.2
     assert [width / max(widths) for width in widths] == [1.0, 0.25, 0.25, 1.0]
     with pytest.raises(SystemExit, match="no line of medians"):
         picture.rows_of("nothing")  # type: ignore[attr-defined]
+
+
+def test_readme_quotes_the_run(picture: object) -> None:
+    rows = {row[0]: row for row in picture.rows_of((BENCH / "results" / "race.txt").read_text())}  # type: ignore[attr-defined]
+    _, _, _, speed, cpu = rows["relay"]
+    text = (BENCH.parent / "README.md").read_text()
+    assert f"**x{speed:.2f}** as many" in text and f"**x{cpu:.2f}** of its CPU" in text
