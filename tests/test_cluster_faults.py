@@ -131,11 +131,14 @@ def test_the_control_fails(tmp_path: Path) -> None:
                     cluster.until(lambda: length(cluster) > before + 500, 60)
 
                 flows()
-                trouble(cluster, dose(20), dose(5), flows)
+                for _ in range(4):  # a replica that has heard everything is luck
+                    trouble(cluster, dose(20), dose(5), flows)
+                    verdict = verdict_of(cluster)
+                    if verdict.lost or verdict.twice or verdict.disorder:
+                        break
             finally:
                 process.kill()
                 process.wait()
-        verdict = verdict_of(cluster)
         print(f"\nthe control: {verdict}")
         assert verdict.lost or verdict.twice or verdict.disorder, str(verdict)
     finally:

@@ -275,7 +275,7 @@ def test_what_nobody_has_followed_is_sent_after_a_crash(tmp_path: Path) -> None:
     try:
         text = CONFIG.format(
             folder="{folder}", redis=server.url, http="{http}", port="{port}", lease=0.4, ring=3.0, extra="",
-            subscribed=f"trades: [{', '.join(PRODUCT_NAMES)}]",
+            options="", subscribed=f"trades: [{', '.join(PRODUCT_NAMES)}]",
         )  # fmt: skip
         with provider(1000) as port:
             node = Node(tmp_path, text.replace("{port}", str(port)))
