@@ -44,6 +44,14 @@ class Past(NamedTuple):
     after: Position
     """Where reading goes on behind them."""
 
+    def above(self, entry_id: str) -> tuple[list[str], list[bytes]]:
+        """Give those that stand above an id: their ids and bodies."""
+        bound = order(entry_id)
+        if order(self.ids[0]) > bound:
+            return self.ids, self.bodies
+        below = sum(order(one) <= bound for one in self.ids)
+        return self.ids[below:], self.bodies[below:]
+
 
 class Topic:
     """One stream and what waits for it. Compared and hashed by identity; `Outbox.topic` makes it once a name.
@@ -322,7 +330,9 @@ class Outbox:
         self.replace(topic, [entry_id for entry_id, _ in changed], [body for _, body in changed])
         return len(changed)
 
-    def place(self, topics: Iterable[Topic], is_beyond: Callable[[Topic, str], bool]) -> Position | None:
+    def place(
+        self, topics: Iterable[Topic], is_beyond: Callable[[Topic, str], bool] = lambda topic, entry_id: False
+    ) -> Position | None:
         """Give the place in the spool from which topics can be healed behind their `last`; None: nothing is left.
 
         `is_beyond`: tells of a topic that has nothing that an entry, and what stands before it, need not be sent.

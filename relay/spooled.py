@@ -73,11 +73,10 @@ class SpooledOutbox(Outbox):
     def void(self) -> int:
         """See Outbox."""
         topics = {topic.name: topic for topic in self.spilled if not topic.seq}
-        places = [self.spool.find(topic.name, topic.acked or NOTHING) for topic in topics.values()]
-        position, ended, left = min((place for place in places if place is not None), default=None), False, 0
+        position, ended, left = self.place(topics.values()), False, 0
         while position is not None and not ended:
             found, position, ended = self.spool.read(position, topics)
-            left += sum(len(_above(past, topics[past.name].acked or NOTHING)[0]) for past in found)
+            left += sum(len(past.above(topics[past.name].acked or NOTHING)[0]) for past in found)
         for topic in topics.values():
             topic.spilled, topic.cursor, topic.behind, topic.acked = False, None, 0, topic.last
             topic.last_id = topic.before = None
@@ -249,7 +248,7 @@ class SpooledOutbox(Outbox):
                 continue
             topic.cursor = past.after
             topic.behind = max(0, topic.behind - len(past.ids))
-            ids, bodies = _above(past, topic.after)
+            ids, bodies = past.above(topic.after)
             if ids and follows(topic.after, ids[0]) and unbroken(ids):
                 self._append(topic, ids, bodies)
                 topic.after, topic.tail = ids[-1], bodies[-1]
@@ -319,7 +318,9 @@ class SpooledOutbox(Outbox):
 
     # healing
 
-    def place(self, topics: Iterable[Topic], is_beyond: Callable[[Topic, str], bool]) -> Position | None:
+    def place(
+        self, topics: Iterable[Topic], is_beyond: Callable[[Topic, str], bool] = lambda topic, entry_id: False
+    ) -> Position | None:
         """See Outbox."""
         self.flush()
         places = [
@@ -381,16 +382,7 @@ class SpooledOutbox(Outbox):
         while not ended and position is not None:
             found, position, ended = self.spool.read(position, (topic.name,))
             for past in found:
-                entries += zip(*_above(past, after), strict=True)
+                entries += zip(*past.above(after), strict=True)
             if until and entries and order(entries[-1][0]) >= order(until):
                 break
         return entries
-
-
-def _above(past: Past, after: str) -> tuple[list[str], list[bytes]]:
-    """Give those entries that stand above an id."""
-    bound = order(after)
-    if order(past.ids[0]) > bound:
-        return past.ids, past.bodies
-    below = sum(order(entry_id) <= bound for entry_id in past.ids)
-    return past.ids[below:], past.bodies[below:]

@@ -94,40 +94,33 @@ class Healer:
         return [(topic, ids, data) for topic, (ids, data) in batch.items() if ids]
 
     def _read(self, topic: Topic, past: Past, ids: list[str], data: list[bytes]) -> None:
-        """Choose of what one write has put into the spool what a topic lacks."""
+        """Choose of what one write has put into the spool what a topic lacks: at once where all of it goes one way."""
         acked = order(topic.acked)
-        if topic.last == NOTHING and not ids and self._is_beyond(topic, past.ids[-1]):
-            self.topics[topic], self._tails[topic] = past.ids[-1], past.bodies[-1]
-            return
-        if (
-            (topic.last != NOTHING or ids)
-            and self._is_next(topic, past.ids[0])
-            and unbroken(past.ids)
-            and order(self.topics[topic]) < order(past.ids[0])
-            and order(past.ids[-1]) <= acked
-        ):
-            ids += past.ids
-            data += past.bodies
-            self.topics[topic], self._tails[topic] = past.ids[-1], past.bodies[-1]
-            if order(past.ids[-1]) == acked:
-                self._whole.add(topic)
-            return
-        for entry_id, body in zip(past.ids, past.bodies, strict=True):
+        found, bodies = past.above(self.topics[topic])
+        begun = topic.last != NOTHING or bool(ids)
+        if begun:
+            together = self._is_next(topic, found[0]) and unbroken(found) and order(found[-1]) <= acked
+        else:
+            together = self._is_beyond(topic, found[-1])
+        size = len(found) if together else 1
+        for at in range(0, len(found), size):
+            self._choose(topic, found[at : at + size], bodies[at : at + size], ids, data)
             if topic in self._whole:
                 return
-            if order(entry_id) <= order(self.topics[topic]):
-                continue
-            if topic.last == NOTHING and not ids and self._is_beyond(topic, entry_id):
-                self.topics[topic], self._tails[topic] = entry_id, body
-                continue
-            if not self._is_next(topic, entry_id):
-                self._gap(topic, ids, data, entry_id, body)
-            if order(entry_id) <= acked:
-                ids.append(entry_id)
-                data.append(body)
-                self.topics[topic], self._tails[topic] = entry_id, body
-            if order(entry_id) >= acked:
+
+    def _choose(self, topic: Topic, some: list[str], bodies: list[bytes], ids: list[str], data: list[bytes]) -> None:
+        """Take entries that go one way: left out, or sent, behind a gap where something is missing before them."""
+        acked = order(topic.acked)
+        if topic.last != NOTHING or ids or not self._is_beyond(topic, some[-1]):
+            if not self._is_next(topic, some[0]):
+                self._gap(topic, ids, data, some[0], bodies[0])
+            if order(some[-1]) >= acked:
                 self._whole.add(topic)
+            if order(some[-1]) > acked:
+                return
+            ids += some
+            data += bodies
+        self.topics[topic], self._tails[topic] = some[-1], bodies[-1]
 
     def sent(self, topic: Topic, ids: list[str], data: list[bytes]) -> int:
         """Redis has a piece. Give its bytes."""
@@ -156,11 +149,8 @@ class Healer:
         before, tail = self.topics[topic], self._tails.get(topic)
         then: bytes | None = None
         if body is not None and topic.last_id is not None and order(entry_id)[1] == 1:
-            entry_id, body, then = (
-                topic.last_id,
-                None,
-                body,
-            )  # our run lacks nothing: the gap is the last of the other's
+            # our run lacks nothing: the gap is the last of the other's
+            entry_id, body, then = topic.last_id, None, body
         made_id, made, status = gap(topic, before, tail, entry_id, body, self._outbox.reason, self.run, then)
         if order(made_id) <= order(before):
             return
