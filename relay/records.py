@@ -22,7 +22,7 @@ of one connection, the second one ends with `+` (`binance/1+`), and keeps that n
 
 import base64
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import chain, repeat
 from operator import itemgetter
@@ -187,12 +187,7 @@ def received(conn: str, frame: Frame) -> Received:
     try:
         return Received(conn, frame.received_ns, frame.binary, frame.data.decode())
     except UnicodeDecodeError:
-        return undecoded(conn, frame)
-
-
-def undecoded(conn: str, frame: Frame) -> Received:
-    """The record of a received frame that is no UTF-8 text."""
-    return Received(conn, frame.received_ns, frame.binary, None, base64.b64encode(frame.data).decode())
+        return Received(conn, frame.received_ns, frame.binary, None, base64.b64encode(frame.data).decode())
 
 
 _FIRST, _LAST = itemgetter(0), itemgetter(-1)
@@ -260,15 +255,13 @@ def decode_lines(lines: bytes) -> list[Record]:
     return found
 
 
-def plain_lines(lines: bytes) -> Iterator[bytes]:
-    """Lines one by one, each frame as JSON text: `jq -r .frame` gives it to the byte, while a number of `json` goes
-    through jq's own idea of numbers."""
-    for one in lines.split(b"\n"):
-        if _RECEIVED(one) is not None:
-            (record,) = decode_lines(one)
-            yield encode_lines([received(record.conn, frame_of(record, record.t))])
-        elif one:
-            yield one + b"\n"
+def plain(one: bytes) -> bytes:
+    """A line with its frame as JSON text: `jq -r .frame` gives it to the byte, while a number of `json` goes through
+    jq's own idea of numbers."""
+    if _RECEIVED(one) is None:
+        return one + b"\n"
+    (record,) = decode_lines(one)
+    return encode_lines([received(record.conn, frame_of(record, record.t))])
 
 
 def frame_of(record: Record, now_ns: int) -> Frame:

@@ -142,7 +142,7 @@ def test_frames_of_a_batch_come_back_as_they_were(texts: list[bytes], binary: bo
     assert [(record.do, record.conn) for record in found] == [("in", 'a/"1\\"')] * len(texts)
     assert [records.frame_of(record, record.t) for record in found] == frames
     # and what `relay journal cat` makes of them
-    plain = [json.loads(one) for one in records.plain_lines(lines)]
+    plain = [json.loads(records.plain(one)) for one in lines.splitlines()]
     assert [one["frame"].encode() for one in plain if "frame" in one] == [
         t for t in texts if t.isascii() or b"\xff" not in t
     ]

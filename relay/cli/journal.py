@@ -101,7 +101,7 @@ def cat(
                         if block.last_ns < first or block.first_ns >= last:
                             continue
                         out = []
-                        for line in records.plain_lines(block.lines):
+                        for line in filter(None, block.lines.split(b"\n")):
                             if frames and not line.startswith(b'{"conn"'):
                                 continue
                             if not everything and line.startswith(b'{"do":"tick"'):
@@ -112,7 +112,7 @@ def cat(
                                 when = records.decode_lines(line)[0].t
                                 if not first <= when < last:
                                     continue
-                            out.append(line)
+                            out.append(records.plain(line))
                         sys.stdout.buffer.write(b"".join(out))
         sys.stdout.buffer.flush()
     except JournalError as error:
