@@ -45,12 +45,13 @@ def relay_of(url: str, spool: Spool, **settings: Any) -> Relay:
     return Relay(url, outbox=outbox, **settings)
 
 
-def put(relay: Relay, name: str, count: int) -> Topic:
+def put(relay: Relay, name: str, count: int, run: int = 1, ahead: int = 100) -> Topic:
+    """`ahead`: so much larger are the provider's numbers than ours."""
     topic = relay.outbox.topic(name, "trades", "acme")
     topic.contiguous = True
     for _ in range(count):
         number = topic.seq + 1
-        message = {"type": "trade", "provider": "acme", "run": 1, "seq": number, "src_seq": number + 100}
+        message = {"type": "trade", "provider": "acme", "run": run, "seq": number, "src_seq": number + ahead}
         relay.put(name, 1, json.dumps(message, separators=(",", ":")).encode())
         if number % 10 == 0:
             relay.outbox.flush()
@@ -261,19 +262,14 @@ async def test_what_another_node_had_written_and_redis_lost_is_a_gap(
     kept = client.xrange("t", count=30)
     relay = relay_of(server.url, spools[1])
     async with relay.running():
-        topic = relay.outbox.topic("t", "trades", "acme")
-        topic.contiguous = True
-        for seq in range(1, 11):
-            message = {"type": "trade", "provider": "acme", "run": 2, "seq": seq, "src_seq": seq + 140}
-            relay.put("t", 1, json.dumps(message, separators=(",", ":")).encode())
+        put(relay, "t", 10, run=2, ahead=140)
         await relay.drained()
         writer = client.hgetall("relay:writer:{t}")
         client.delete("t")
         for entry_id, fields in kept:
             client.xadd("t", fields, id=entry_id)
         client.hset("relay:writer:{t}", mapping={**writer, "last": kept[-1][0]})
-        message = {"type": "trade", "provider": "acme", "run": 2, "seq": 11, "src_seq": 151}
-        relay.put("t", 1, json.dumps(message, separators=(",", ":")).encode())
+        put(relay, "t", 1, run=2, ahead=140)
         await relay.told("healed")
         await relay.drained()
     found = [json.loads(fields["data"]) for _, fields in client.xrange("t")]

@@ -4,7 +4,7 @@ import contextlib
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -310,8 +310,11 @@ class Failovers:
 
         wait(grown, f"the primary after {how} is written to; {self.told}")
 
-    def once(self, how: str) -> None:
-        """One failover: `kill`, `stop`, `shut out` (the old primary lives and takes writes), `planned`."""
+    def once(self, how: str, first: Callable[[RedisServer], object] = lambda old: None) -> None:
+        """One failover: `kill`, `stop`, `shut out` (the old primary lives and takes writes), `planned`.
+
+        `first`: what else happens right before it, while the replicas are cut off.
+        """
         service = self.service
         service.settle()
         old = service.primary
@@ -321,6 +324,7 @@ class Failovers:
         replicas = service.others()
         behind = self.entries(old) - max(map(self.entries, replicas))
         self.behind += behind
+        first(old)
         begun = time.monotonic()
         if how == "kill":
             old.kill()
