@@ -36,8 +36,9 @@ from relay.retry import HEALTHY_SECS, Backoff, Policy
 from relay.shards import SHARDS_MAX, deal, name_of
 from relay.systemd import Watchdog
 
-POLICY = Policy(first_secs=0.5, cap_secs=30.0)
-"""How a shard that dies is started again: at once the first time."""
+POLICY = Policy(first_secs=0.5, cap_secs=10.0)
+"""How a shard that dies is started again: at once the first time. Its topics stand still meanwhile, so the longest wait
+is short, yet long enough that reconnecting stays below what the strictest provider allows an address."""
 STOP_SECS = 12.0
 """A shard ends within ten seconds of SIGTERM; one that does not is killed."""
 HANG_SECS = 20.0
