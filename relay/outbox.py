@@ -185,8 +185,8 @@ class Outbox:
     def take(self, entries_max: int, bytes_max: int, among: Iterable[Topic] | None = None) -> list[tuple[Topic, int]]:
         """Choose the next call: topics with the number of entries from their heads, at least one entry if any waits.
 
-        `among`: those of `waiting` that it may be; all by default. Bounds hold but for a single entry that is larger
-        alone. Nothing is removed: `done` does that.
+        `bytes_max`: of bodies. `among`: those of `waiting` that it may be; all by default. Bounds hold but for a single
+        entry that is larger alone. Nothing is removed: `done` does that.
         """
         batch: list[tuple[Topic, int]] = []
         entries, room = entries_max, bytes_max
@@ -194,16 +194,17 @@ class Outbox:
             count = len(topic.ids)
             if not count:  # it waits in the spool
                 continue
-            if count <= entries and topic.size <= room:
+            size = topic.size - count * ENTRY_COST
+            if count <= entries and size <= room:
                 batch.append((topic, count))
                 entries -= count
-                room -= topic.size
+                room -= size
                 if not entries:
                     break
                 continue
             count = 0
             for body in topic.data[:entries]:
-                room -= len(body) + ENTRY_COST
+                room -= len(body)
                 if room < 0 and (count or batch):
                     break
                 count += 1

@@ -43,10 +43,10 @@ def test_topic_is_made_once_and_knows_the_earlier_run():
     [
         (2, 1 << 20, [2]),
         (4, 1 << 20, [3, 1]),
-        (100, 4 * COST, [3, 1]),
-        (100, 4 * COST - 1, [3]),
-        (100, COST - 1, [1]),  # larger than a call: alone
-        (100, 2 * COST, [2]),
+        (100, 4 * len(BODY), [3, 1]),
+        (100, 4 * len(BODY) - 1, [3]),
+        (100, len(BODY) - 1, [1]),  # larger than a call: alone
+        (100, 2 * len(BODY), [2]),
     ],
 )
 def test_take_keeps_both_bounds(entries, size, counts):
@@ -158,7 +158,7 @@ def test_account_and_order_hold_through_any_history(history):
         elif what == "done":
             batch = outbox.take(one, two)
             assert sum(count for _, count in batch) <= one and bool(batch) == bool(outbox.waiting)
-            size = sum(len(body) + ENTRY_COST for topic, count in batch for body in topic.data[:count])
+            size = sum(len(body) for topic, count in batch for body in topic.data[:count])
             assert size <= two or [count for _, count in batch] == [1]
             for topic, count in batch:
                 assert not topic.blocked
