@@ -17,7 +17,7 @@ from relay import lifecycle, model, notes, stats
 from relay.clock import Clock
 from relay.config import EMBEDDED, SIMULATED_PREFIX, Config, ProviderConfig, data_dir_of, names_of, secrets_of
 from relay.embedded import EmbeddedServer
-from relay.errors import RelayError, SessionError
+from relay.errors import RelayError, SessionError, first_of
 from relay.feed import Feed, Lane, SharedLimits
 from relay.held import Held
 from relay.intake import Intake
@@ -37,6 +37,7 @@ from relay.standby import Standby
 from relay.state_files import StateFiles
 from relay.tidings import TIDINGS
 from relay.topics import Topics
+from relay.turns import Turns
 from relay.vitals import Vitals
 
 if TYPE_CHECKING:
@@ -194,7 +195,8 @@ class Bridge:
             standing=self.standby.standing if self.standby is not None else None,
             now_ns=self.clock,
         )
-        self.sink.answered = self.vitals.answered
+        turns = Turns(self.outbox, self.vitals.answered)
+        self.sink.answered, self.turn = turns.answered, turns.turn
         self.intake = Intake(names, self.outbox, self.run, merge=config.merge, redactor=self.redactor)
         self.intake.conflation.pressed = lambda: self.outbox.full
         self.intake.told = Saying(self.event)
@@ -289,7 +291,7 @@ class Bridge:
             known = group.subgroup(RelayError)
             if known is None:
                 raise
-            raise _first(known) from None
+            raise first_of(known) from None
 
     def _account(self) -> None:
         """Say it when the laws of conservation do not hold: nobody may find that out by missing a message."""
@@ -487,13 +489,6 @@ class Bridge:
 
     def _server_event(self, name: str, text: str) -> None:
         self.event("warning", f"bundled server {name}", why=text)
-
-
-def _first(group: BaseExceptionGroup[Any]) -> BaseException:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 __all__ = ["Bridge", "ProviderState", "Subscription"]

@@ -109,3 +109,11 @@ class JournalError(RelayError):
 
 class EmbeddedError(RelayError):
     """The bundled server cannot be started; the text says how to get one."""
+
+
+def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Give the first error of a group, whatever it is wrapped in."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

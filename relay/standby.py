@@ -327,6 +327,10 @@ class Standby:
         elif self._bridge.recorder is not None:
             self._bridge.recorder.turn(feed)
 
+    async def turn(self) -> None:
+        """Let the others go on."""
+        await self._bridge.turn()
+
     def sent(self, feed: Lane, send: Send | Request) -> None:
         """Something goes out."""
         self._bridge.sent(feed, send)

@@ -123,6 +123,9 @@ class Probe:
     def batch_end(self, feed):
         self.flushes += 1
 
+    async def turn(self):
+        await anyio.lowlevel.checkpoint()
+
     def sent(self, feed, send):
         self.sends.append(send)
         self.sent_at.append(anyio.current_time())

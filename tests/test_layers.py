@@ -43,7 +43,7 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     (
         "whole",
         named(
-            "bridge provider_state vitals metrics overview reload simulator recording player keeping supervisor "
+            "bridge turns provider_state vitals metrics overview reload simulator recording player keeping supervisor "
             "standby notes"
         ),
     ),

@@ -49,6 +49,9 @@ class Handler(Protocol):
     def batch_end(self, feed: Lane) -> None:
         """Nothing more comes at once: flush."""
 
+    async def turn(self) -> None:
+        """Let the other tasks go on; more frames wait."""
+
     def sent(self, feed: Lane, send: Send | Request) -> None:
         """Called right before it goes out."""
 

@@ -5,7 +5,6 @@ task group: the sender (order of `to_send`, subscribe limits), the ticker (provi
 REST calls. None of them lets an error out: each ends the session through `end`.
 """
 
-import asyncio
 import contextlib
 import logging
 from collections import deque
@@ -245,7 +244,7 @@ class Session:
             self._count_useless()
             if waiting:
                 handler.batch_end(lane)
-                await asyncio.sleep(0)
+                await handler.turn()
 
     async def _room(self) -> None:
         """Wait for the handler's room, or for the session's end."""
