@@ -31,6 +31,10 @@ RESULTS = HERE / "results"
 TICK = os.sysconf("SC_CLK_TCK")
 START_SECS = 20.0
 MESSAGES = int(os.environ.get("BENCH_MESSAGES", 150_000))
+WANTED = {"trade": "trades: ['BINANCE_SPOT_*']", "book20": "books: {20: ['BINANCE_SPOT_*']}"}
+TEMPLATES = ", ".join(f"{channel}: '{channel}.{{provider}}.{{symbol}}'" for channel in ("trades", "books"))
+BOOK_SHARE = 9
+"""So many trades cost about what a book of 20 levels costs."""
 
 
 def port() -> int:
@@ -85,13 +89,13 @@ class Scene:
         found: Any = self.client.info("commandstats").get("cmdstat_xadd", {})
         return int(found.get("calls", 0)) - int(found.get("failed_calls", 0))
 
-    def until(self, count: int, secs: float = 120.0) -> float:
-        """Wait until so many entries are stored; give the moment."""
+    def until(self, count: int, secs: float = 120.0, look_secs: float = 0.002) -> float:
+        """Wait until so many entries are stored, looking so often; give the moment."""
         end = time.time() + secs
         while self.stored() < count:
             if time.time() > end or self.relay.poll() is not None:
                 sys.exit(f"only {self.stored()} of {count} stored; the relay said:\n{self.log.read_text()[-3000:]}")
-            time.sleep(0.002)
+            time.sleep(look_secs)
         return time.time()
 
 
@@ -106,10 +110,12 @@ def scene(
     providers: str = "",
     names: tuple[str, ...] = (),
     args: tuple[str, ...] = (),
+    kind: str = "trade",
 ) -> Iterator[Scene]:
     """Bring everything up; the players begin half a second after the relay has connected.
 
-    `names`: of the providers, one a connection, all of one player. `args`: more for `relay run`.
+    `names`: of the providers, one a connection, all of one player. `args`: more for `relay run`. `kind`: trade or
+    book20.
     """
     if not shutil.which("redis-server"):
         sys.exit("needs redis-server on the PATH (Debian: apt install redis-server)")
@@ -131,7 +137,8 @@ def scene(
                     str(ws),
                     str(count),
                     str(symbols),
-                    *([str(rate)] if rate else []),
+                    str(rate),
+                    kind,
                     stdout=subprocess.PIPE,
                 )  # fmt: skip
             )
@@ -140,10 +147,10 @@ def scene(
             for name in served:
                 sections += (
                     f"  {name}: {{type: coinapi, url: 'ws://127.0.0.1:{ws}/v1/', api_key: bench-key-{name}, "
-                    f"trades: ['BINANCE_SPOT_*'], topics_max: 20000}}\n"
+                    f"{WANTED[kind]}, topics_max: 20000}}\n"
                 )
         connections = max(connections, len(names))
-        template = "topics: {trades: 'trades.{provider}.{symbol}'}\n" if connections > 1 else ""
+        template = f"topics: {{{TEMPLATES}}}\n" if connections > 1 else ""
         file = folder / "relay.yaml"
         file.write_text(
             f"name: bench\nredis: {{url: 'redis://127.0.0.1:{redis_port}'}}\n{template}{config}providers:\n{sections}"
@@ -295,19 +302,26 @@ def idle(secs: float = 20.0) -> list[dict[str, Any]]:
 
 
 def shards() -> list[dict[str, Any]]:
-    """Two connections in one process, and in two (`--shards 2`), in turns; where the CPU of this machine went."""
+    """Two connections in one process, and in two (`--shards 2`), in turns; where the CPU of this machine went.
+
+    Of trades, and of books of 20 levels: with these the server has less to do for what the relay does."""
     sys.path.insert(0, str(HERE.parent))
     from relay.shards import home
 
     # a provider of one connection is on one shard: names that are dealt to different ones
     first = next(f"a{number}" for number in range(99) if home(f"provider a{number}", 2) == 1)
     second = next(f"b{number}" for number in range(99) if home(f"provider b{number}", 2) == 2)
+    return [row for kind in WANTED for row in _one_and_two((first, second), kind)]
+
+
+def _one_and_two(names: tuple[str, str], kind: str) -> list[dict[str, Any]]:
     found: dict[int, list[dict[str, float]]] = {1: [], 2: []}
-    for _ in range(3):
+    _shared(names, (), kind)  # the first run after something else is slower than all others
+    for _ in range(5):
         for count, rounds in found.items():
-            rounds.append(_shared((first, second), ("--shards", str(count)) if count > 1 else ()))
-    rows = [
-        {"processes": count} | {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
+            rounds.append(_shared(names, ("--shards", str(count)) if count > 1 else (), kind))
+    rows: list[dict[str, Any]] = [
+        {"of": kind, "processes": count} | {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
         for count, rounds in found.items()
     ]
     one, two = rows
@@ -320,17 +334,21 @@ def shards() -> list[dict[str, Any]]:
     return rows
 
 
-def _shared(names: tuple[str, ...], args: tuple[str, ...]) -> dict[str, float]:
+LOOK_SECS = 0.02
+"""Each look costs the server and this process half a millisecond, on a machine that is full already."""
+
+
+def _shared(names: tuple[str, ...], args: tuple[str, ...], kind: str) -> dict[str, float]:
     """One flow over these providers; the first fifth, in which topics are made and processes warm up, left out."""
-    each = 2 * MESSAGES
-    with scene(count=each, names=names, args=args) as stage:
+    each = 2 * MESSAGES // (1 if kind == "trade" else BOOK_SHARE)
+    with scene(count=each, names=names, args=args, kind=kind) as stage:
         total = each * len(names)
         server = int(stage.client.info("server")["process_id"])
-        stage.until(total // 5)
+        stage.until(total // 5, look_secs=LOOK_SECS)
         had, begun = stage.stored(), time.time()
         cpu, redis_cpu, busy = stage.cpu_secs(), cpu_secs(server), _busy_secs()
         # up to nine tenths: towards the end one connection has nothing more while the other one still has
-        ended = stage.until(total * 9 // 10)
+        ended = stage.until(total * 9 // 10, look_secs=LOOK_SECS)
         done, secs = stage.stored() - had, ended - begun
         cores = os.cpu_count() or 1
         relay_share = (stage.cpu_secs() - cpu) / secs

@@ -101,7 +101,7 @@ def read_inputs(folder: Path = RESULTS) -> Inputs:
         return found
 
     topics = load("topics.json", "bench.py topics")["rows"]
-    one, two = load("shards.json", "bench.py shards")["rows"]
+    one, two = (row for row in load("shards.json", "bench.py shards")["rows"] if row["of"] == "trade")
     stages = load("stages.json", "stages.py")["us_per_message"]
     server = load("server.json", "server.py")
     ours = {name: cost for name, cost in stages.items() if "waiting" not in name}
