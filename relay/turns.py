@@ -16,8 +16,8 @@ from relay.outbox import Outbox, Topic
 AHEAD_BYTES = 1536 * 1024
 """The feeds are ahead of Redis while more than this waits: about four of the largest calls."""
 ANSWER_SECS = 0.001
-"""A feed that is ahead waits this long for an answer of Redis before each 128 frames: a connection can bring 100,000 frames
-a second even where none comes."""
+"""A feed that is ahead waits this long for an answer of Redis before each 128 frames: a connection can bring 100,000
+frames a second even where none comes."""
 
 Told = Callable[[Sequence[tuple[Topic, int]], int], None]
 
