@@ -267,8 +267,9 @@ def _woken(target: Server, topics: list[str], rounds: int, body: bytes, *, readi
             if reading:
                 ids = [target.last[one] for one in topics]
                 sock.sendall(hiredis.pack_command(("XREAD", "BLOCK", "0", "STREAMS", *topics, *ids)))
-                # it must wait before the entry comes: the time that the server takes to begin to wait, and some
-                time.sleep(0.0003 + len(topics) * 2e-6)
+            # it must wait before the entry comes: the time that the server takes to begin to wait, and some. Without a
+            # reader too: a server that was idle takes longer for the next call than one that is kept busy
+            time.sleep(0.0003 + len(topics) * 2e-6)
             target.sock.sendall(target.packed([topic], 1, body))
             target.answer()
             if reading:
