@@ -287,6 +287,7 @@ def renewals(url: str, topic: str = "status.t") -> list[dict[str, Any]]:
 
 
 async def test_rollovers_of_a_numbered_provider_under_load_and_their_replay(redis_url: str, tmp_path: Path) -> None:
+    names = [f"trades.{name}" for name in PRODUCTS]
     with faulty(1000, len(PRODUCTS)) as numbered:
         config = config_of(
             f"name: t\njournal: {{dir: {tmp_path}/journal, flush_ms: 20}}\nredis: {{url: {redis_url}}}\n"
@@ -300,12 +301,15 @@ async def test_rollovers_of_a_numbered_provider_under_load_and_their_replay(redi
                 await more(running, "coinbase")
             feed = running.bridge.providers["coinbase"].feeds[0]
             assert feed.stats.ended == {"close_1000": 3} and feed.stats.opened == 4
+            verdict = check(streams_of(redis_url, names), true=True)
+            assert verdict.right and verdict.gaps == 0 and verdict.data > 2000, str(verdict)
             renew(running, "coinbase")  # and one that a planned stop interrupts
             await until(lambda: running.bridge.providers["coinbase"].source.rollovers)
         assert not running.said("not accounted for"), running.lines
         assert numbered.play("none") == 5
-    verdict = check(streams_of(redis_url, [f"trades.{name}" for name in PRODUCTS]), true=True)
-    assert verdict.right and verdict.gaps == 0 and verdict.data > 3000, str(verdict)
+    # the new session may have been ahead of what the old one, that was stopped, had read: then a gap says so
+    verdict = check(streams_of(redis_url, names), true=True)
+    assert verdict.right and set(verdict.reasons) <= {"disconnect"}, str(verdict)
     found = renewals(redis_url)
     assert [m["event"] for m in found][:3] == ["renewed"] * 3 and all(m["from_ns"] < m["to_ns"] for m in found[:3])
     assert sum(line[1].endswith("the old one is closed") for line in running.lines) == 3
