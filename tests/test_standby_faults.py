@@ -131,6 +131,36 @@ def test_writer_that_wakes_writes_nothing_and_stands_by(tmp_path: Path) -> None:
         server.close()
 
 
+def test_takeovers_in_the_midst_of_rollovers_leave_neither_hole_nor_repeat(tmp_path: Path) -> None:
+    """Both nodes have two sessions half of the time; the writer is killed, or stopped as planned, at any instant."""
+    server, secs = RedisServer(), []
+    try:
+        with (
+            provider(RATE) as port,
+            pair(tmp_path, server, port, TRADES, lease=LEASE, script="always_renewing.py") as nodes,
+        ):
+            for number in range(dose(6)):
+                writer = writer_of(nodes)
+                time.sleep(random.random() * 3 * LEASE)
+                before = run_of(newest(server))
+                began = time.monotonic()
+                if number % 3 == 2:
+                    writer.stop()
+                else:
+                    writer.kill()
+                secs.append(takeover_secs(server, before, began))
+                writer.start()
+            stop_both(nodes)
+            texts = nodes[0].text + nodes[1].text
+        assert texts.count("the old one is closed") > dose(6), "rollovers went on all the time"
+        assert "not accounted for" not in texts
+        verdict = verdict_of(server)
+        told("kill -9 or SIGTERM of the writer amid rollovers", secs, verdict)
+        is_right(verdict, secs)
+    finally:
+        server.close()
+
+
 def test_control_without_the_ring_fails(tmp_path: Path) -> None:
     server = RedisServer()
     try:
