@@ -283,10 +283,11 @@ def test_what_nobody_has_followed_is_sent_after_a_crash(tmp_path: Path) -> None:
             try:
                 first = node.until_active()["whole"]["run"]
                 with server.client() as client:
-                    client.client_pause(1000, all=False)
-                    node.until(lambda found: found["whole"]["outbox"]["entries"] > 300)
+                    client.client_pause(20_000, all=False)
                     stored = len(client.xrange(NAMES[0]))
+                    node.until(lambda found: found["whole"]["outbox"]["entries"] > 300)
                     node.kill()
+                    client.client_unpause()
                     node.start()
                     node.until_active()
                     node.stop()
