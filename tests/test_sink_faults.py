@@ -268,11 +268,13 @@ async def test_killed_server_comes_back_with_its_data(server):
 
 
 @pytest.mark.fault
-async def test_server_killed_for_longer_and_again(server):
+async def test_server_killed_for_longer():
     for _ in range(dose(3)):
-        await _killed(server, 5.0)
-        with server.client() as client:
-            client.flushall()
+        server = RedisServer()  # FLUSHALL would do, but a kill may take it back: the AOF is written up to 2 s late
+        try:
+            await _killed(server, 5.0)
+        finally:
+            server.close()
 
 
 async def test_killed_server_comes_back_empty(server):
