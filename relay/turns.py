@@ -14,7 +14,7 @@ import anyio.lowlevel
 from relay.outbox import Outbox, Topic
 
 AHEAD_BYTES = 1536 * 1024
-"""The feeds are ahead of Redis while more than this waits: about four of the largest calls."""
+"""The feeds are ahead of Redis while more than this waits, blocked topics aside: about four of the largest calls."""
 ANSWER_SECS = 0.001
 """A feed that is ahead waits this long for an answer of Redis before each 128 frames: a connection can bring 100,000
 frames a second even where none comes."""
@@ -37,7 +37,7 @@ class Turns:
 
     async def turn(self) -> None:
         """Let the others go on: what a feed does between two batches of frames when more wait."""
-        if self._outbox.size < AHEAD_BYTES:
+        if self._outbox.size - self._outbox.held < AHEAD_BYTES:
             await anyio.lowlevel.checkpoint()
             return
         with anyio.move_on_after(ANSWER_SECS):

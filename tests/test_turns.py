@@ -24,6 +24,15 @@ async def test_feed_that_is_not_ahead_waits_for_no_answer(monkeypatch: pytest.Mo
         await turns.turn()
 
 
+async def test_what_a_blocked_topic_holds_makes_no_feed_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("relay.turns.ANSWER_SECS", LONG_SECS)
+    outbox, turns, _ = ahead()
+    outbox.block(outbox.topics["t"], "WRONGTYPE")
+    assert outbox.size >= AHEAD_BYTES
+    with anyio.fail_after(2):
+        await turns.turn()
+
+
 async def test_feed_that_is_ahead_goes_on_with_the_next_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("relay.turns.ANSWER_SECS", LONG_SECS)
     outbox, turns, heard = ahead()
