@@ -268,13 +268,12 @@ async def test_killed_server_comes_back_with_its_data(server):
 
 
 @pytest.mark.fault
-async def test_server_killed_for_longer():
+async def test_server_killed_for_longer_and_again(server):
     for _ in range(dose(3)):
-        server = RedisServer()  # FLUSHALL would do, but a kill may take it back: the AOF is written up to 2 s late
-        try:
-            await _killed(server, 5.0)
-        finally:
-            server.close()
+        await _killed(server, 5.0)
+        with server.client() as client:
+            client.config_set("appendfsync", "always")  # else a kill may take the FLUSHALL back: it is written 2 s late
+            client.flushall()
 
 
 async def test_killed_server_comes_back_empty(server):
