@@ -35,6 +35,8 @@ WANTED = {"trade": "trades: ['BINANCE_SPOT_*']", "book20": "books: {20: ['BINANC
 TEMPLATES = ", ".join(f"{channel}: '{channel}.{{provider}}.{{symbol}}'" for channel in ("trades", "books"))
 BOOK_SHARE = 9
 """So many trades cost about what a book of 20 levels costs."""
+LOOK_SECS = 0.02
+"""Between two looks at what shards have stored: each costs half a millisecond, of a machine that is full already."""
 
 
 def port() -> int:
@@ -304,7 +306,8 @@ def idle(secs: float = 20.0) -> list[dict[str, Any]]:
 def shards() -> list[dict[str, Any]]:
     """Two connections in one process, and in two (`--shards 2`), in turns; where the CPU of this machine went.
 
-    Of trades, and of books of 20 levels: with these the server has less to do for what the relay does."""
+    Of trades, and of books of 20 levels: with these the server has less to do for what the relay does.
+    """
     sys.path.insert(0, str(HERE.parent))
     from relay.shards import home
 
@@ -332,10 +335,6 @@ def _one_and_two(names: tuple[str, str], kind: str) -> list[dict[str, Any]]:
     two["speed_worst"] = min(b["messages_per_second"] / a["messages_per_second"] for a, b in pairs)
     one["speed_worst"] = 1.0
     return rows
-
-
-LOOK_SECS = 0.02
-"""Each look costs the server and this process half a millisecond, on a machine that is full already."""
 
 
 def _shared(names: tuple[str, ...], args: tuple[str, ...], kind: str) -> dict[str, float]:
