@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 import anyio
-import msgspec
 from anyio.lowlevel import checkpoint
 
 from relay import records
+from relay.codec import line_of
 from relay.config import RedisConfig
 from relay.journal import Run, read_records
 from relay.outbox import Outbox
@@ -245,13 +245,10 @@ class LinesTarget:
 
     def __init__(self, stream: BinaryIO, *, topics: bool = False) -> None:
         self._stream, self._topics = stream, topics
-        self._encode = msgspec.json.Encoder().encode
 
     def take(self, messages: list[Message]) -> None:
         if self._topics:
-            for topic, entry_id, body in messages:
-                line = {"topic": topic.name, "id": entry_id, "message": msgspec.Raw(body)}
-                self._stream.write(self._encode(line) + b"\n")
+            self._stream.write(b"".join([line_of(topic.name, entry_id, body) for topic, entry_id, body in messages]))
         else:
             self._stream.write(b"".join([body + b"\n" for _, _, body in messages]))
 

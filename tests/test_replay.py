@@ -142,7 +142,7 @@ def test_replay_gives_no_more_and_no_less_than_the_live_run(recorded: Recorded, 
 def test_what_was_published_does_not_differ(
     recorded: Recorded, replayed: list[Entries], chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("relay.cli._replay_redis.CHUNK", chunk)
+    monkeypatch.setattr("relay.cli._replay_compare.CHUNK", chunk)
     result = replay(recorded.folder, "--diff", "--url", recorded.url)
     assert result.exit_code == 0, result.output
     count = sum(map(len, recorded.live.values()))
@@ -230,6 +230,81 @@ def test_difference_is_told_by_topic_and_field(recorded: Recorded, server: Redis
     topic = report["topics"][name]
     assert (topic["changed"], topic["missing"], topic["new"]) == (1, 1, 1)
     assert topic["fields"] == {"price": 1}
+
+
+def lines_of(recorded: Recorded, file: Path) -> list[str]:
+    """What `relay tail --json --topics` wrote of the live run."""
+    everything = ("*", "--since", "all", "--no-follow", "--json", "--topics")
+    result = CliRunner().invoke(main, ["tail", *everything, "--url", recorded.url])
+    names = {json.loads(line)["topic"] for line in result.stdout.splitlines()}
+    assert result.exit_code == 0 and names == set(recorded.live)
+    file.write_bytes(result.stdout_bytes)
+    return result.stdout.splitlines()
+
+
+@pytest.mark.parametrize(("chunk", "waiting"), [(7, 50_000), (500, 20)])
+def test_lines_of_a_file_do_not_differ(
+    recorded: Recorded, tmp_path: Path, chunk: int, waiting: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("relay.cli._replay_compare.CHUNK", chunk)
+    monkeypatch.setattr("relay.cli._replay_compare.WAITING_MAX", waiting)
+    file = tmp_path / "published.jsonl"
+    lines = lines_of(recorded, file)
+    file.write_text("\n".join(lines[::-1] + lines[:100]))  # in any order, some twice
+    result = replay(recorded.folder, "--diff", "--against", file)
+    assert result.exit_code == 0, result.output
+    assert f"{len(lines):,} same, 0 changed, 0 missing, 0 new" in result.output
+    file.write_bytes(replay(recorded.folder, "--stdout", "--topics").stdout_bytes)
+    result = replay(recorded.folder, "--diff", "--against", file, "--only", "*.trades.*")
+    assert result.exit_code == 0 and " same, 0 changed, 0 missing, 0 new" in result.output
+
+
+def test_difference_from_a_file_is_told(recorded: Recorded, tmp_path: Path) -> None:
+    file = tmp_path / "published.jsonl"
+    lines = lines_of(recorded, file)
+    trades = [number for number, line in enumerate(lines) if '"type":"trade"' in line]
+    bent, lost = trades[0], trades[-1]
+    name = json.loads(lines[bent])["topic"]
+    price = json.loads(lines[bent])["message"]["price"]
+    changed = lines[bent].replace(f'"price":"{price}"', '"price":"1.50"')
+    gone = lines[lost].replace(json.loads(lines[lost])["topic"], "sim.trades.GONE")
+    kept = [changed if number == bent else line for number, line in enumerate(lines) if number != lost]
+    file.write_text("\n".join([*kept, gone]))
+    result = replay(recorded.folder, "--diff", "--against", file, "--json")
+    report = json.loads(result.stdout)
+    assert result.exit_code == 1 and report["differs"]
+    totals = report["totals"]
+    assert (totals["changed"], totals["missing"], totals["new"]) == (1, 1, 1)
+    assert report["topics"][name]["fields"] == {"price": 1}
+    assert report["topics"]["sim.trades.GONE"]["missing"] == 1
+
+
+def test_frames_are_compared_with_what_they_gave_before(tmp_path: Path) -> None:
+    frame = '{"t": %s, "frame": "{\\"type\\":\\"trade\\",\\"symbol_id\\":\\"KRAKEN_SPOT_BTC_USD\\",\\"sequence\\":%d,'
+    frame += '\\"time_exchange\\":\\"2026-01-01T00:00:00Z\\",\\"uuid\\":\\"u%d\\",\\"price\\":%d,\\"size\\":1}"}\n'
+    frames, before = tmp_path / "coinapi.jsonl", tmp_path / "before.jsonl"
+    frames.write_text("".join(frame % (1.5 + n, n, n, 100 + n) for n in range(3)))
+    before.write_bytes(replay(frames, "--stdout", "--topics").stdout_bytes)
+    assert before.read_text().count('"type":"trade"') == 3
+    result = replay(frames, "--diff", "--against", before)
+    assert result.exit_code == 0 and "0 changed, 0 missing, 0 new" in result.output
+    before.write_text(
+        before.read_text() + before.read_text().splitlines()[-1].replace('-3"', '-4"').replace("102", "7")
+    )
+    result = replay(frames, "--diff", "--against", before)
+    assert result.exit_code == 1 and "1 missing" in result.output
+    frames.write_text(frames.read_text().replace('"t"', '"x"'))
+    result = replay(frames, "--diff", "--against", before)
+    assert result.exit_code == 2 and "times" in result.output
+
+
+def test_file_that_holds_no_published_lines_is_told(recorded: Recorded, tmp_path: Path) -> None:
+    file = tmp_path / "published.jsonl"
+    good = '{"topic":"a","id":"1-1","message":{}}\n'
+    for bad in ("{}", '{"topic":"a","id":"x","message":{}}', "nonsense"):
+        file.write_text(f"{good}\n{bad}\n")
+        result = replay(recorded.folder, "--diff", "--against", file)
+        assert result.exit_code == 1 and "published.jsonl:3: not a line" in result.output, result.output
 
 
 def test_recording_plays_as_a_provider(recorded: Recorded, redis_url: str, tmp_path: Path) -> None:
@@ -345,6 +420,8 @@ def test_frames_of_others_replay(provider: str) -> None:
         (("x", "--into", "a b"), "--into"),
         (("x", "--step"), "terminal"),
         (("x", "--stdout", "--replace"), "--replace"),
+        (("x", "--against", __file__), "--against"),
+        (("x", "--diff", "--against", "/no/such"), "does not exist"),
     ],
 )
 def test_wrong_usage_is_told(args: tuple[str, ...], complaint: str) -> None:
@@ -357,3 +434,8 @@ def test_what_is_no_recording_is_told(tmp_path: Path) -> None:
     assert result.exit_code == 1 and "no such file" in result.output
     result = replay(tmp_path, "--stdout")
     assert result.exit_code == 1 and "no recording" in result.output
+
+
+def test_topics_of_readable_lines_are_no_option() -> None:
+    result = CliRunner().invoke(main, ["tail", "quotes.*", "--topics"])
+    assert result.exit_code == 2 and "--json" in result.output

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
   relay replay .relay/journal --from 14:31 --provider coinapi --step
   relay replay .relay/journal --speed 10 --into replay.test.
   relay replay .relay/journal --diff
+  relay replay .relay/journal --diff --against friday.jsonl
   relay replay frames.jsonl --provider kraken --stdout
   relay replay --from-stream 'quotes.*' --from 14:30 --speed 1""",
 )
@@ -38,7 +39,13 @@ if TYPE_CHECKING:
 @click.option("--as-live", is_flag=True, help="Into the live topics themselves.")
 @click.option("--stdout", is_flag=True, help="Print messages instead of writing to Redis.")
 @click.option("--topics", is_flag=True, help="With --stdout: print {topic, id, message}.")
-@click.option("--diff", is_flag=True, help="Compare with what the streams hold; exit 1 where it differs.")
+@click.option("--diff", is_flag=True, help="Compare with what was published; exit 1 where it differs.")
+@click.option(
+    "--against",
+    metavar="FILE",
+    type=click.Path(exists=True, dir_okay=False, allow_dash=True),
+    help="With --diff: with these lines of `--stdout --topics` or `relay tail --json --topics`, not with the streams.",
+)
 @click.option("--json", "as_json", is_flag=True, help="With --diff: the report as JSON.")
 @click.option("--replace", is_flag=True, help="Delete an earlier replay under the prefix first (only below `replay.`).")
 @click.option("--step", is_flag=True, help="Show each frame beside its messages, and wait for a key.")
@@ -91,6 +98,8 @@ class _Command:
             raise click.UsageError("Name recordings (PATH), or streams by --from-stream; one of the two.")
         if given["diff"] and given["streams"]:
             raise click.UsageError("--diff compares a recording with the streams; name the recording.")
+        if given["against"] and not given["diff"]:
+            raise click.UsageError("--against goes with --diff.")
         if given["replace"] and (given["stdout"] or given["diff"] or given["as_live"]):
             raise click.UsageError("--replace goes with a prefix.")
         if given["into"] is not None and not re.fullmatch(r"[A-Za-z0-9._:-]{1,64}", given["into"]):
@@ -186,9 +195,7 @@ class _Command:
         for header in (file.header for run in runs for file in run.files):
             player.prefixes |= {header.prefix, *(p.prefix for p in header.providers.values() if p.prefix)}
         if given["diff"]:
-            target.start_ms = max(from_ns, first_ns) // 1_000_000
-            target.end_ms = (min(to_ns or last_ns, last_ns)) // 1_000_000
-            target.wants = player.wants
+            self._compared(target, player, max(from_ns, first_ns), min(to_ns or last_ns, last_ns))
 
         def make(header: Any) -> Replay:
             aside = target.set_aside if given["diff"] else None
@@ -201,12 +208,7 @@ class _Command:
         ignored = sum(replay.ignored for replay in self.replays)
         if ignored:
             self.tell(f"{ignored} frames came behind an end that today's code makes; they gave nothing")
-        if given["diff"]:
-            from relay.cli._replay_diff import show
-
-            return show(target.difference, as_json=given["as_json"])
-        self._sum(player, target)
-        return 0
+        return self._told(player, target)
 
     def _frames(self) -> int:
         """Frames files: one provider's frames, recorded by somebody else."""
@@ -216,8 +218,8 @@ class _Command:
         from relay.providers import PROVIDERS
         from relay.replay import FramesReplay
 
-        if self.given["diff"]:
-            raise click.UsageError("--diff needs a journal: a frames file does not know what was published.")
+        if self.given["diff"] and not self.given["against"]:
+            raise click.UsageError("--diff of a frames file needs --against: it does not know what was published.")
         config = self.config() if self.given["config"] else None
         names: dict[str, str] = {}
         players: list[tuple[Path, Any, Any, Any]] = []
@@ -233,7 +235,11 @@ class _Command:
                 raise click.UsageError(usage_near("provider", name, PROVIDERS) + " Name it with --provider.")
             names[str(path)] = name
         relay = config.name if config is not None else "relay"
-        run = min(_first_ns(path) for path in self.paths) // 1_000_000
+        firsts = [_first_ns(path) for path in self.paths]
+        if self.given["diff"] and None in firsts:
+            path = self.paths[firsts.index(None)]
+            raise click.UsageError(f"--diff needs frames with times (`t`): those of {path} get others each time.")
+        run = min(first or path.stat().st_mtime_ns for first, path in zip(firsts, self.paths, strict=True)) // 1_000_000
         from relay.records import FORMAT, Header
 
         header = Header(format=FORMAT, relay=relay, run=run, file=1, version="")
@@ -247,9 +253,10 @@ class _Command:
             normalizer = Normalizer(spec, options, subscriptions, name=names[str(path)], run=run)
             replay = FramesReplay(relay, normalizer, player.put)
             sources.append(_frame_steps(path, replay, frames_input))
+        if self.given["diff"]:
+            self._compared(target, player, from_ns, to_ns)
         self._play(player, target, run_target, merged(sources), run * 1_000_000, run * 1_000_000)
-        self._sum(player, target)
-        return 0
+        return self._told(player, target)
 
     def _streams(self) -> int:
         from relay.cli._replay_redis import stream_steps
@@ -273,8 +280,7 @@ class _Command:
         if not count:
             _fail(f"no stream matches {' '.join(given['streams'])} at {self.url}")
         self._play(player, target, run_target, steps, from_ns, to_ns or now_ns)
-        self._sum(player, target)
-        return 0
+        return self._told(player, target)
 
     # -- what they share
 
@@ -297,6 +303,13 @@ class _Command:
             provider=self.given["provider"] or "",
         )
 
+    def _compared(self, target: Any, player: "Player", from_ns: int, to_ns: int | None) -> None:
+        """Tell the target what of the published is to be compared."""
+        target.start_ms = from_ns // 1_000_000
+        if to_ns is not None:
+            target.end_ms = to_ns // 1_000_000
+        target.wants = player.wants
+
     def _target(self, headers: dict[str, Any], runs: set[int], first_ns: int) -> tuple[Any, Callable[..., Any] | None]:
         """Give the target, and for Redis its `run`."""
         from relay.player import LinesTarget, RedisTarget
@@ -304,11 +317,15 @@ class _Command:
         given = self.given
         if given["stdout"]:
             return LinesTarget(sys.stdout.buffer, topics=given["topics"]), None
+        if given["against"]:
+            from relay.cli._replay_compare import DiffTarget, Lines
+
+            return DiffTarget(Lines(given["against"]), runs), None
         client = self.redis()
         if given["diff"]:
-            from relay.cli._replay_redis import DiffTarget
+            from relay.cli._replay_compare import DiffTarget, Streams
 
-            return DiffTarget(client, self.prefix, runs, set(headers)), None
+            return DiffTarget(Streams(client, self.prefix, set(headers)), runs), None
         from relay.config import RedisConfig
 
         config = self.config()
@@ -381,6 +398,15 @@ class _Command:
                     await run_target(lambda: player.run(steps))
                 tasks.cancel_scope.cancel()
 
+    def _told(self, player: "Player", target: Any) -> int:
+        """Tell how it went; give the exit code."""
+        if self.given["diff"]:
+            from relay.cli._replay_diff import show
+
+            return show(target.difference, as_json=self.given["as_json"])
+        self._sum(player, target)
+        return 0
+
     def _sum(self, player: "Player", target: Any) -> None:
         already = getattr(target, "already", 0)
         left = getattr(target, "left", 0)
@@ -419,25 +445,24 @@ def _moment(text: str | None, option: str, last_ns: int | None) -> int | None:
     return ns if ns <= last_ns or option == "--to" else ns - day
 
 
-def _first_ns(path: Path) -> int:
-    """The first time in a frames file; where it has none, that of its last change."""
+def _first_ns(path: Path) -> int | None:
+    """The first time in a frames file; None where it has none."""
     from relay.cli._common import frames_input
 
     try:
         with path.open(encoding="utf-8", errors="surrogateescape") as source:
-            first = next((frame.t_ns for frame in frames_input(source) if frame.t_ns), None)
+            return next((frame.t_ns for frame in frames_input(source) if frame.t_ns), None)
     except OSError as error:
         _fail(f"{path}: {error.strerror}")
-    return first or path.stat().st_mtime_ns
 
 
 def _frame_steps(path: Path, replay: Any, frames_input: Callable[..., Iterator[Any]]) -> Iterator["Step"]:
-    """Steps of a frames file. Frames without a time follow the one before by a millisecond."""
+    """Steps of a frames file. Frames without a time follow the one before by a millisecond, the first the file."""
 
     def apply(frame: Any, now_ns: int) -> None:
         replay.apply(frame.data, frame.binary, frame.session, now_ns)
 
-    now = _first_ns(path) - 1_000_000
+    now = (_first_ns(path) or path.stat().st_mtime_ns) - 1_000_000
     with path.open(encoding="utf-8", errors="surrogateescape") as source:
         for frame in frames_input(source):
             # never back: entry ids rise

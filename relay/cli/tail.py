@@ -3,7 +3,7 @@
 import fnmatch
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,24 @@ READ_COUNT = 500
 \b
   relay tail 'quotes.*'
   relay tail trades.BTC-USD --since 10m --json | jq .price
-  relay tail 'status.*' 'deadletter.*' --since 1h --no-follow""",
+  relay tail 'status.*' 'deadletter.*' --since 1h --no-follow
+  relay tail '*' --since all --json --topics >> published.jsonl    for `relay replay --diff --against`""",
 )
 @click.argument("topics", nargs=-1, required=True, metavar="TOPIC...")
 @click.option("--url", help="Redis to read. Default: the one in the config, or the bundled server of a running relay.")
 @click.option("-c", "--config", default="relay.yaml", show_default=True, type=click.Path(dir_okay=False))
 @click.option("--since", help="Start that long ago (90s, 10m, 2h, 1d), at an ISO time, or `all`. Default: now.")
 @click.option("--json", "as_json", is_flag=True, help="Print the messages as published, one JSON line each.")
+@click.option("--topics", "with_topics", is_flag=True, help="With --json: print {topic, id, message}.")
 @click.option("--follow/--no-follow", default=True, help="Stop at the end instead of waiting for more.")
 def command(
-    topics: tuple[str, ...], url: str | None, config: str, since: str | None, as_json: bool, follow: bool
+    topics: tuple[str, ...],
+    url: str | None,
+    config: str,
+    since: str | None,
+    as_json: bool,
+    with_topics: bool,
+    follow: bool,
 ) -> None:
     """Follow TOPIC... (names or globs such as 'quotes.*') and print readable lines until Ctrl-C.
 
@@ -39,12 +47,13 @@ def command(
     from relay.cli._common import fail
     from relay.opening import opened
 
+    if with_topics and not as_json:
+        raise click.UsageError("--topics goes with --json.")
     start = _start_id(since)
     found, prefix, login = (url, "", {}) if url else _url(config)
-    colour = sys.stdout.isatty()
     try:
         client = opened(found, login)
-        _follow(client, prefix, topics, start, as_json, follow, colour)
+        _follow(client, prefix, topics, start, _writer(as_json, with_topics), follow)
     except ValueError as error:
         fail(str(error))
     except (redis.exceptions.ConnectionError, redis.exceptions.RedisClusterException) as error:
@@ -95,8 +104,25 @@ def _start_id(since: str | None) -> str | None:
     return f"{max(ms - 1, 0)}-{2**63}"
 
 
+def _writer(as_json: bool, with_topics: bool) -> Callable[[bytes, bytes, bytes], bytes]:
+    """Make what turns topic, entry id and body into a line."""
+    from relay.codec import line_of
+
+    if with_topics:
+        return lambda topic, entry_id, body: line_of(topic.decode(), entry_id.decode(), body)
+    if as_json:
+        return lambda topic, entry_id, body: body + b"\n"
+    colour = sys.stdout.isatty()
+    return lambda topic, entry_id, body: f"{readable(topic.decode(), body, colour)}\n".encode()
+
+
 def _follow(
-    client: Any, prefix: str, patterns: Iterable[str], start: str | None, as_json: bool, follow: bool, colour: bool
+    client: Any,
+    prefix: str,
+    patterns: Iterable[str],
+    start: str | None,
+    line_of: Callable[[bytes, bytes, bytes], bytes],
+    follow: bool,
 ) -> None:
     from relay.opening import newer
 
@@ -133,11 +159,8 @@ def _follow(
                 last[topic] = entry_id
                 lines.append((entry_id, topic, fields.get(b"data", b"")))
         lines.sort(key=lambda line: int(line[0].split(b"-")[0]))
-        for _, topic, body in lines:
-            if as_json:
-                sys.stdout.buffer.write(body + b"\n")
-            else:
-                sys.stdout.write(readable(topic.decode(), body, colour) + "\n")
+        for entry_id, topic, body in lines:
+            sys.stdout.buffer.write(line_of(topic, entry_id, body))
         sys.stdout.flush()
         if not lines and not follow:
             return
