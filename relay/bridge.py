@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import msgspec
 
-from relay import lifecycle, model, notes, stats
+from relay import brought, lifecycle, model, notes, stats
 from relay.clock import Clock
-from relay.config import EMBEDDED, SIMULATED_PREFIX, Config, ProviderConfig, data_dir_of, names_of, secrets_of
+from relay.config import SIMULATED_PREFIX, Config, ProviderConfig, names_of, secrets_of
 from relay.embedded import EmbeddedServer
 from relay.errors import RelayError, SessionError, first_of
 from relay.feed import Feed, Lane, SharedLimits
@@ -114,34 +114,13 @@ class Bridge:
                 self._open_http(stack)
             if self.held is not None and self.held.redis_url:
                 self.redis_url = self.held.redis_url
-            elif config.redis.url == EMBEDDED:
-                self.server = EmbeddedServer(Path(data_dir_of(config)), port=config.redis.port)
-                self.redis_url = await self.server.start()
-                stack.push_async_callback(self.server.stop)
-                self._leave(stack, "redis_url", self.redis_url)
             else:
-                self.redis_url = config.redis.url
-            if config.simulated_types and self.held is None:
-                from relay.simulator.server import Simulator
-
-                self.simulator = Simulator(
-                    sorted(config.simulated_types),
-                    rate=config.simulator.rate,
-                    seed=config.simulator.seed,
-                    port=config.simulator.port,
-                )
-                await stack.enter_async_context(self.simulator)
+                self.server, self.redis_url = await brought.redis_of(stack, config)
+            if self.held is None:
+                self.simulator = await brought.simulator_of(stack, config)
             self._build()
             stack.callback(self.keeping.close)
             yield self
-
-    def _leave(self, stack: contextlib.AsyncExitStack, name: str, url: str) -> None:
-        """Leave an address in the state folder, for `relay tail`, `relay top` and others, while we run."""
-        path = Path(self.config.state_dir) / name
-        with contextlib.suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(url + "\n")
-            stack.callback(path.unlink, missing_ok=True)
 
     def _open_http(self, stack: contextlib.AsyncExitStack) -> None:
         from relay.http import HttpServer, Pages
@@ -150,7 +129,7 @@ class Bridge:
         self.http = HttpServer(self.config.http, Pages(registry_of(self), self.is_ready, Overview(self).document))
         stack.callback(self.http.close)
         self.vitals.keep_newest = True
-        self._leave(stack, "http_url", self.http.url)
+        brought.leave(stack, self.config, "http_url", self.http.url)
 
     def feeds_live(self) -> tuple[int, int]:
         """Count the connections that are open, and all of them."""

@@ -35,6 +35,11 @@ def order(entry_id: str) -> tuple[int, int]:
     return int(ms), int(seq or 0)
 
 
+def never(topic: "Topic", entry_id: str) -> bool:
+    """Of no entry."""
+    return False
+
+
 class Past(NamedTuple):
     """Entries of a topic read back from the spool: what one write has put there, oldest first, at least one."""
 
@@ -331,9 +336,7 @@ class Outbox:
         self.replace(topic, [entry_id for entry_id, _ in changed], [body for _, body in changed])
         return len(changed)
 
-    def place(
-        self, topics: Iterable[Topic], is_beyond: Callable[[Topic, str], bool] = lambda topic, entry_id: False
-    ) -> Position | None:
+    def place(self, topics: Iterable[Topic], is_beyond: Callable[[Topic, str], bool] = never) -> Position | None:
         """Give the place in the spool from which topics can be healed behind their `last`; None: nothing is left.
 
         `is_beyond`: tells of a topic that has nothing that an entry, and what stands before it, need not be sent.

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from relay.holes import follows, gap, unbroken
 from relay.model import GapReason, Status
-from relay.outbox import ENTRY_COST, NOTHING, Outbox, Past, Position, Topic, order
+from relay.outbox import ENTRY_COST, NOTHING, Outbox, Past, Position, Topic, never, order
 
 LOW_BYTES = 64 * 1024
 """A topic with less than this in memory is read back from the spool, up to four times as much."""
@@ -318,9 +318,7 @@ class SpooledOutbox(Outbox):
 
     # healing
 
-    def place(
-        self, topics: Iterable[Topic], is_beyond: Callable[[Topic, str], bool] = lambda topic, entry_id: False
-    ) -> Position | None:
+    def place(self, topics: Iterable[Topic], is_beyond: Callable[[Topic, str], bool] = never) -> Position | None:
         """See Outbox."""
         self.flush()
         places = [

@@ -20,10 +20,10 @@ import anyio
 import anyio.abc
 import msgspec
 
-from relay import gathered
+from relay import brought, gathered
 from relay.bridge import Bridge
 from relay.clock import Clock
-from relay.config import EMBEDDED, Config, Shard, data_dir_of, shown_url
+from relay.config import Config, Shard, shown_url
 from relay.embedded import EmbeddedServer
 from relay.errors import RelayError
 from relay.gathered import Standing
@@ -95,7 +95,6 @@ class Supervisor:
         self.run = time.time_ns() // 1_000_000
         self.stopping = False
         self.http: HttpServer | None = None
-        self._simulator: Any = None
         self._held = Held(os.getpid())
         self._stop = anyio.Event()
         self._failed: set[int] = set()
@@ -113,33 +112,17 @@ class Supervisor:
                 registry = shards_registry(lambda: self._samples, self._standings)
                 self.http = HttpServer(config.http, Pages(registry, self._ready, self._status, self._scrape))
                 stack.callback(self.http.close)
-                self._leave(stack, "http_url", self.http.url)
-            self.redis_url = config.redis.url
-            if config.redis.url == EMBEDDED:
-                self.server = EmbeddedServer(Path(data_dir_of(config)), port=config.redis.port)
-                self.redis_url = await self.server.start()
-                stack.push_async_callback(self.server.stop)
-                self._leave(stack, "redis_url", self.redis_url)
-            types = sorted(config.simulated_types)
-            if types:
-                from relay.simulator.server import Simulator
-
-                simulator = config.simulator
-                self._simulator = Simulator(types, rate=simulator.rate, seed=simulator.seed, port=simulator.port)
-                await stack.enter_async_context(self._simulator)
+                brought.leave(stack, config, "http_url", self.http.url)
+            self.server, self.redis_url = await brought.redis_of(stack, config)
+            simulator = await brought.simulator_of(stack, config)
             self._held = Held(
                 os.getpid(),
                 self.redis_url if self.server is not None else "",
-                {kind: (self._simulator.url(kind), self._simulator.rest_url(kind)) for kind in types},
+                {kind: (simulator.url(kind), simulator.rest_url(kind)) for kind in config.simulated_types}
+                if simulator
+                else {},
             )
             yield self
-
-    def _leave(self, stack: contextlib.AsyncExitStack, name: str, url: str) -> None:
-        path = Path(self.config.state_dir) / name
-        with contextlib.suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(url + "\n")
-            stack.callback(path.unlink, missing_ok=True)
 
     async def serve(self) -> None:
         """Run until `stop`, and until every shard has ended. Raises: RelayError where none of them can run."""

@@ -38,13 +38,13 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     ),
     ("providers", frozenset()),  # relay.providers.<name>, each for itself
     ("table of providers", named("providers")),
-    ("below the IO", named("opening serving")),  # what several of its modules share
+    ("below the IO", named("opening serving zst")),  # what several of its modules share
     ("IO", named("client clock dashboard embedded feed systemd http journal log sink state_files spool")),
     (
         "whole",
         named(
-            "bridge turns provider_state vitals metrics overview reload simulator recording player keeping supervisor "
-            "standby notes"
+            "bridge brought turns provider_state vitals metrics overview reload simulator recording player keeping "
+            "supervisor standby notes"
         ),
     ),
     ("cli", named("cli __main__")),

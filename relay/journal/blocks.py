@@ -6,15 +6,11 @@ next marker.
 """
 
 import struct
-import sys
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 from zlib import crc32
 
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
+from relay.zst import zstd
 
 LEVEL = -4
 """Frames are repetitive text: -4 leaves a tenth of their size and costs a quarter less than 1, whose files

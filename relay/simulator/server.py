@@ -212,6 +212,10 @@ class Simulator:
         has_rest = provider in self.sides and self.sides[provider].rest is not None
         return self._address("http", self.rest_port if has_rest else self.port, provider)
 
+    def addresses(self) -> dict[str, tuple[str, str]]:
+        """Both addresses of every provider that it stands for."""
+        return {name: (self.url(name), self.rest_url(name)) for name in self.sides}
+
     def _address(self, scheme: str, port: int, provider: str) -> str:
         if provider not in self.sides:
             raise ValueError(f"{provider} is not simulated here")

@@ -1,31 +1,20 @@
 """What the append function says of each topic in a call, and what follows from it."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from relay.outbox import Topic
-from relay.sink.claim import Claim
-from relay.sink.heal import Healer
 from relay.sink.ledger import Ledger
 from relay.sink.reactions import UNKNOWN, Again, reaction
 from relay.sink.suspects import Suspects
 
 
 class Answers:
-    """Reads replies of relay_append. `judge`: makes of an error reply what the sink does about it."""
+    """Reads replies of relay_append. `suspects`: topics that may be why the server refuses a call as a whole."""
 
-    def __init__(
-        self,
-        *,
-        claim: Claim,
-        ledger: Ledger,
-        healer: Healer,
-        suspects: Suspects,
-        judge: Callable[[str], Again],
-        on_event: Callable[[str, dict[str, Any]], None],
-    ) -> None:
-        self._claim, self._ledger, self._healer, self.stats = claim, ledger, healer, ledger.stats
-        self._suspects, self._judge, self._event = suspects, judge, on_event
+    def __init__(self, ledger: Ledger, judge: Callable[[str], Again]) -> None:
+        """`judge`: makes of an error reply what the sink does about it."""
+        self._ledger, self._judge, self.suspects = ledger, judge, Suspects()
+        self._claim, self._healer, self._event, self.stats = ledger.claim, ledger.healer, ledger.event, ledger.stats
 
     def appended(self, batch: Sequence[tuple[Topic, int]], notes: list[bytes]) -> Again | None:
         """Take out of the outbox what Redis has of a call. Give what is wrong with the server, if anything."""
@@ -33,7 +22,7 @@ class Answers:
         for number, (topic, count) in enumerate(batch):
             if number not in stopped:
                 self._ledger.done(topic, count, topic.ids[count - 1])
-        self._suspects.passed(topic for number, (topic, _) in enumerate(batch) if number not in stopped)
+        self.suspects.passed(topic for number, (topic, _) in enumerate(batch) if number not in stopped)
         return problem
 
     def healed(self, batch: Sequence[tuple[Topic, list[str], list[bytes]]], notes: list[bytes]) -> Again | None:
@@ -99,9 +88,7 @@ class Answers:
         """Act on the error at which a topic's entries stopped, it alone. Give what to do, if it is the server."""
         found = reaction(error)
         unknown = found is UNKNOWN
-        if found[0] in ("block", "foreign", "isolate") or (
-            unknown and self._suspects.proven(topic, self.stats.entries)
-        ):
+        if found[0] in ("block", "foreign", "isolate") or (unknown and self.suspects.proven(topic, self.stats.entries)):
             self._ledger.block(topic, error)
             return None
         if unknown:

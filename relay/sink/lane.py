@@ -24,7 +24,7 @@ from relay.sink.pace import Pace
 from relay.sink.reactions import Again, reaction
 from relay.sink.sink import RIGHTS_SECS, STOP_SECS
 from relay.sink.slots import host_of, redirect
-from relay.sink.suspects import Suspects, may_mean_a_topic
+from relay.sink.suspects import may_mean_a_topic
 from relay.sink.trim import trim_oldest
 
 if TYPE_CHECKING:
@@ -65,15 +65,8 @@ class Lane:
             room=lanes.room,
             ask=self._fence,
         )
-        self._suspects = Suspects()
-        self._answers = Answers(
-            claim=lanes.claim,
-            ledger=self._ledger,
-            healer=self._healer,
-            suspects=self._suspects,
-            judge=self._judge,
-            on_event=self._tell,
-        )
+        self._answers = Answers(self._ledger, self._judge)
+        self._suspects = self._answers.suspects
         self.doubts: dict[Topic, None] = {}
         """Topics of which the node must be asked for the last id before anything is written to them."""
         self.state = "starting"

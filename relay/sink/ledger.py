@@ -34,8 +34,8 @@ class Ledger:
         ask: Callable[..., Awaitable[list[Note]]] | None = None,
     ) -> None:
         """`ask(names, *may)`: fences, `Claim.fence` by default; LATER where there is no word of a topic yet."""
-        self.outbox, self._claim, self._healer, self._pace, self.stats = outbox, claim, healer, pace, pace.stats
-        self._takeover, self._raise_floor, self._event = takeover, raise_floor, on_event
+        self.outbox, self.claim, self.healer, self._pace, self.stats = outbox, claim, healer, pace, pace.stats
+        self._takeover, self._raise_floor, self.event = takeover, raise_floor, on_event
         self._is_sibling = is_sibling
         self._empty, self._room = empty, room
         self._ask = ask or claim.fence
@@ -54,19 +54,19 @@ class Ledger:
             elif note.kind == "OWNED":
                 owned.setdefault(note.last, []).append(topic)
             elif note.kind == "FENCED" and topic.last:
-                raise self._claim.fenced(f"epoch {note.last} is newer than ours, {self._claim.epoch}")
+                raise self.claim.fenced(f"epoch {note.last} is newer than ours, {self.claim.epoch}")
             elif note.kind == "FENCED":
                 # not ours in this run, but the name is: keys of an earlier run survived a loss of the epoch; go above
-                await self._claim.renew()
-                self._claim.epoch = int(note.last) + 1
+                await self.claim.renew()
+                self.claim.epoch = int(note.last) + 1
                 raise Again("fence", "a topic has a newer epoch", note.last)
             elif note.kind != "LATER":
                 self.block(topic, note.last)
         for owner, theirs in owned.items():
-            lives = await self._claim.lives(owner)
+            lives = await self.claim.lives(owner)
             if (self._takeover or self._is_sibling(owner)) and not lives and owner not in may:
                 names = [topic.name for topic in theirs[:10]]
-                self._event("topics_taken", {"owner": owner, "topics": len(theirs), "names": names})
+                self.event("topics_taken", {"owner": owner, "topics": len(theirs), "names": names})
                 await self.fence(theirs, owner)
                 continue
             cure = (
@@ -76,14 +76,14 @@ class Ledger:
             )
             for topic in theirs:
                 self.block(topic, f"OWNED {owner}", f"the topic belongs to the relay {owner!r}: {cure}")
-        await self._claim.register([topic for topic in topics if topic.last and not topic.blocked])
+        await self.claim.register([topic for topic in topics if topic.last and not topic.blocked])
         self.tell()
 
     def _welcome(self, topic: Topic, note: Note) -> None:
         """A topic is ours: go on behind what Redis has of it."""
         if topic.blocked and topic.blocked != "foreign":
             self.outbox.unblock(topic)
-            self._event("topic_unblocked", {"topic": topic.name, "waiting": len(topic.ids)})
+            self.event("topic_unblocked", {"topic": topic.name, "waiting": len(topic.ids)})
         if topic.last:
             self.settle(topic, note.last)
         else:
@@ -94,7 +94,7 @@ class Ledger:
     def _begin(self, topic: Topic, last: str, top: str) -> None:
         """A topic's first fence: what waits must lie behind what the stream holds."""
         if order(top) > order(last):
-            self._event("foreign_entries", {"topic": topic.name, "last": last, "top": top})
+            self.event("foreign_entries", {"topic": topic.name, "last": last, "top": top})
         topic.last = last
         newest = max(order(top), order(last))
         if topic.acked and order(topic.acked) > order(last):
@@ -122,18 +122,18 @@ class Ledger:
 
         count = self.outbox.restamp(topic, change)
         self.stats.restamped += count
-        self._event("restamped", {"topic": topic.name, "entries": count, "floor": floor})
+        self.event("restamped", {"topic": topic.name, "entries": count, "floor": floor})
 
     def settle(self, topic: Topic, last: str) -> None:
         """Redis names a topic's last entry: drop what arrived, send again what was lost, go on from there."""
         if last == topic.acked:
             topic.last = last
             if topic.parked:
-                self._healer.finish(topic)
+                self.healer.finish(topic)
         elif order(last) < order(topic.acked):
             self._rewind(topic, last)
         elif topic.parked:  # one more failover, to a server that lacks nothing of what was being sent again
-            self._healer.finish(topic)
+            self.healer.finish(topic)
             self.settle(topic, last)
         elif last in topic.ids:
             count = topic.ids.index(last) + 1
@@ -150,19 +150,19 @@ class Ledger:
         if not topic.parked:
             self.stats.lost += 1
             self._lost.append(topic.name)
-        self._healer.start(topic, last)
+        self.healer.start(topic, last)
 
     def block(self, topic: Topic, reply: str, text: str = "") -> None:
         """Stop one topic, loudly; the others go on."""
         if topic.parked:
-            self._healer.drop(topic)
+            self.healer.drop(topic)
         if not topic.blocked:
             what, told = ("foreign", text) if reply == "foreign" else reaction(reply)
             self.outbox.block(topic, "foreign" if what == "foreign" else reply)
             self._pace.failed("foreign" if what == "foreign" else "block")
             self.probe_at = time.monotonic() + PROBE_SECS
             kind = "owned" if reply.startswith("OWNED ") else "topic_blocked"
-            self._event(kind, {"topic": topic.name, "reason": reply, "text": text or told})
+            self.event(kind, {"topic": topic.name, "reason": reply, "text": text or told})
             self._empty()
             if not self.outbox.full:
                 self._room()
@@ -184,6 +184,6 @@ class Ledger:
         lost, self._lost = self._lost, []
         confirmed, self._confirmed = self._confirmed, 0
         if lost:
-            self._event("redis_lost", {"topics": len(lost), "names": lost[:10]})
+            self.event("redis_lost", {"topics": len(lost), "names": lost[:10]})
         if confirmed:
-            self._event("confirmed", {"entries": confirmed})
+            self.event("confirmed", {"entries": confirmed})

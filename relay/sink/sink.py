@@ -26,7 +26,7 @@ from relay.sink.pace import Pace, SinkStats
 from relay.sink.reactions import Again, Fenced, LeaseHeld, Unsupported, reaction
 from relay.sink.sentinel import link_to
 from relay.sink.standing import Standing
-from relay.sink.suspects import Suspects, may_mean_a_topic
+from relay.sink.suspects import may_mean_a_topic
 from relay.sink.trim import Keeper
 
 RIGHTS_SECS = 5.0
@@ -110,15 +110,8 @@ class Sink:
             empty=lambda: self._turn("_empty"),
             room=lambda: self._turn("_room"),
         )
-        self._suspects = Suspects()
-        self._answers = Answers(
-            claim=self._claim,
-            ledger=self._ledger,
-            healer=self._healer,
-            suspects=self._suspects,
-            judge=self._judge,
-            on_event=on_event,
-        )
+        self._answers = Answers(self._ledger, self._judge)
+        self._suspects = self._answers.suspects
         self._identity: tuple[str, str] | None = None
         self._identity_at = 0.0
         self._resumed = False

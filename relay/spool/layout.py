@@ -10,17 +10,13 @@ an entry cost more than all else here. It may be packed by zstd.
 """
 
 import struct
-import sys
 from collections.abc import Container, Iterator, Mapping
 from typing import NamedTuple
 from zlib import crc32
 
 import msgspec
 
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
+from relay.zst import zstd
 
 VERSION = 3
 """Raised when an older reader would misunderstand what is written."""
