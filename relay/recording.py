@@ -269,8 +269,10 @@ class Recorder:
             now_ns, size = last[2], len(last[3].body)
         else:
             return
-        shared = self._providers[feed.name].shared
-        data = Withheld(self.intake.status_topic.seq, getattr(shared, "_counter", None), size)
+        state, outbox = self._providers[feed.name], self.intake.outbox
+        topics = {state.source.names.deadletter(one.account) for one in outputs if isinstance(one, model.Reject)}
+        rejects = {name: outbox.topic(name, "deadletter", feed.name).seq for name in topics}
+        data = Withheld(self.intake.status_topic.seq, getattr(state.shared, "_counter", None), size, rejects)
         self._pending[-1] = ("withheld", f"{feed.name}/{feed.key}", now_ns, data)
 
     def _note(self, do: str, conn: str, now_ns: int, data: Any = None, size: int = 100) -> None:

@@ -125,6 +125,8 @@ class Withheld(Struct, omit_defaults=True):
     ids: int | None = None
     """`Shared`'s counter of the connection's provider."""
     bytes: int = 0
+    rejects: dict[str, int] = {}
+    """Last numbers given in the topics of rejects that this brought."""
 
 
 class ReplyData(Struct, omit_defaults=True):

@@ -329,16 +329,21 @@ class Replay:
 
     def _aside(self, record: Record) -> None:
         data = records.data_of(record, Withheld)
-        topic = self.intake.status_topic
-        if data.status > topic.seq:
-            if self._set_aside is not None and isinstance(topic, ReplayTopic):
-                self._set_aside(topic, topic.seq + 1, data.status)
-            topic.seq = data.status
+        self._pass_over(self.intake.status_topic, data.status)
+        for name, seq in data.rejects.items():
+            self._pass_over(self.topic(name, "deadletter", record.conn.partition("/")[0]), seq)
         if record.do == "withheld":
             self.withheld += 1
             source, _ = self._place(record.conn)
             if source is not None and data.ids is not None:
                 source.shared._counter = data.ids
+
+    def _pass_over(self, topic: ReplayTopic, seq: int) -> None:
+        """Leave out the numbers of a topic up to one."""
+        if seq > topic.seq:
+            if self._set_aside is not None:
+                self._set_aside(topic, topic.seq + 1, seq)
+            topic.seq = seq
 
     # -- one question to a provider, as the live session asks it
 

@@ -362,17 +362,20 @@ def test_accounts_are_recorded_only_when_asked(asked: bool, redis_url: str, tmp_
                 "redis": {"url": redis_url},
                 "simulator": {"rate": 100},
                 "journal": {"dir": str(tmp_path / "journal"), "accounts": asked},
-                "providers": {"etoro": section},
+                "providers": {"etoro": section, "coinbase": {"simulate": True, "trades": ["BTC-USD"]}},
             }
         ),
         tmp_path,
     )
 
     async def live() -> None:
-        async with relay_of(config):
+        async with relay_of(config) as running:
+            bridge = running.bridge
             await until(
                 lambda: len(streams(redis_url, "sim.orders.*")) > 0 and len(streams(redis_url, "sim.quotes.*")) > 0
             )
+            bridge.simulator.set_faults(Faults(garbage_every=5))
+            await until(lambda: all(state.source.counts.rejects > 3 for state in bridge.providers.values()))
 
     anyio.run(live)
     live_streams = streams(redis_url)
@@ -383,7 +386,14 @@ def test_accounts_are_recorded_only_when_asked(asked: bool, redis_url: str, tmp_
     again = {n.removeprefix("replay.a."): e for n, e in streams(redis_url, "replay.a.*").items()}
     if not asked:
         del live_streams["sim.orders.main"]
+        # what came over the account's connection and was rejected is not kept either; the others have their numbers
+        rejects = live_streams.pop("sim.deadletter.t")
+        assert 0 < len(again["sim.deadletter.t"]) < len(rejects)
+        assert set(again.pop("sim.deadletter.t")) < set(rejects)
     assert again == live_streams
+    result = replay(tmp_path / "journal", "--diff", "--url", redis_url)
+    assert result.exit_code == 0 and "0 changed, 0 missing, 0 new" in result.output, result.output
+    assert ("accounts were not recorded" in result.output) is not asked
 
 
 @pytest.mark.skipif(not FRAMES.is_dir(), reason=f"{FRAMES} is absent: the recordings are not part of this repository")

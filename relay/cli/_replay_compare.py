@@ -1,7 +1,7 @@
 """`relay replay --diff`: what comes is compared with what was published, as streams or lines of a file hold it."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import click
@@ -11,6 +11,7 @@ from relay.cli._replay_redis import entries, listed
 from relay.codec import decode_line
 from relay.difference import Difference, Entry
 from relay.errors import RelayError
+from relay.model import ACCOUNT_CHANNELS, CHANNEL_OF
 from relay.player import Message
 from relay.replay import ReplayTopic
 
@@ -21,6 +22,19 @@ CHUNK = 500
 """Made messages of a topic that are compared at once."""
 WAITING_MAX = 50_000
 """Made messages of all topics that wait to be compared."""
+
+
+_ACCOUNT_TYPES = frozenset(
+    str(cls.__struct_config__.tag) for cls, channel in CHANNEL_OF.items() if channel in ACCOUNT_CHANNELS
+)
+
+
+class _Kind(msgspec.Struct):
+    type: str = ""
+    channel: str | None = None
+
+
+_kind_of = msgspec.json.Decoder(_Kind).decode
 
 
 class Published(Protocol):
@@ -139,15 +153,18 @@ class Lines:
 class DiffTarget:
     """Compares what comes with what was published, chunk by chunk, so that memory stays small.
 
-    Only entries of the replayed `runs` count, and none whose number was set aside.
+    Only entries of the replayed runs count, and none whose number was set aside.
     """
 
-    def __init__(self, published: Published, runs: set[int]) -> None:
+    def __init__(self, published: Published, runs: Mapping[int, bool]) -> None:
+        """`runs`: the replayed ones, and whether accounts were recorded; where not, they are not compared."""
         self.difference = Difference()
+        self.left_out = False
+        """Something of accounts was not compared."""
         self.wants: Callable[[str, bytes], bool] = lambda name, body: True
         self._published = published
         published.wants = self._counts
-        self._marks = tuple(b'"run":%d' % run for run in runs)
+        self._marks = {b'"run":%d' % run: accounts for run, accounts in runs.items()}
         self._made: dict[str, list[Entry]] = defaultdict(list)
         self._waiting = 0  # of what was made
         self._from_ms: dict[str, int] = {}
@@ -155,7 +172,15 @@ class DiffTarget:
         self.start_ms, self.end_ms = 0, 1 << 62
 
     def _counts(self, name: str, body: bytes) -> bool:
-        return any(mark in body[:400] for mark in self._marks) and self.wants(name, body)
+        """Tell whether a message is compared."""
+        head = body[:400]
+        accounts = next((accounts for mark, accounts in self._marks.items() if mark in head), None)
+        if accounts is None or not self.wants(name, body):
+            return False
+        if not accounts and _is_of_accounts(body):
+            self.left_out = True
+            return False
+        return True
 
     def set_aside(self, topic: ReplayTopic, first: int, last: int) -> None:
         """Take note of numbers whose statuses had a cause that no replay knows."""
@@ -163,6 +188,8 @@ class DiffTarget:
 
     def take(self, messages: list[Message]) -> None:
         for topic, entry_id, body in messages:
+            if (topic.kind in ACCOUNT_CHANNELS or topic.kind == "status") and not self._counts(topic.name, body):
+                continue
             made = self._made[topic.name]
             if len(made) >= CHUNK and (ms := _ms(entry_id)) != _ms(made[-1][0]):
                 self._compare(topic.name, ms - 1)
@@ -206,6 +233,14 @@ class DiffTarget:
             made = kept
         if made or published:
             self.difference.compare(name, made, published)
+
+
+def _is_of_accounts(body: bytes) -> bool:
+    try:
+        kind = _kind_of(body)
+    except msgspec.MsgspecError:
+        return False
+    return kind.type in _ACCOUNT_TYPES or kind.channel in ACCOUNT_CHANNELS
 
 
 def _field(info: Any, name: str) -> Any:

@@ -190,7 +190,7 @@ class _Command:
                 from relay.cli._common import usage_near
 
                 raise click.UsageError(usage_near("recorded provider", given["provider"], known))
-        target, run_target = self._target(headers, {run.run for run in runs}, first_ns)
+        target, run_target = self._target(headers, {run.run: run.files[0].header.accounts for run in runs}, first_ns)
         player = self._player(target, from_ns, to_ns)
         for header in (file.header for run in runs for file in run.files):
             player.prefixes |= {header.prefix, *(p.prefix for p in header.providers.values() if p.prefix)}
@@ -243,7 +243,7 @@ class _Command:
         from relay.records import FORMAT, Header
 
         header = Header(format=FORMAT, relay=relay, run=run, file=1, version="")
-        target, run_target = self._target({relay: header}, {run}, run * 1_000_000)
+        target, run_target = self._target({relay: header}, {run: True}, run * 1_000_000)
         # a section's name picks its frames; it is no filter of messages here
         self.given["provider"] = None
         from_ns, to_ns = self._span(None)
@@ -273,7 +273,7 @@ class _Command:
         now_ns = time.time_ns()
         from_ns, to_ns = self._span(now_ns)
         header = Header(format=FORMAT, relay=relay, run=now_ns // 1_000_000, file=1, version="", prefix=self.prefix)
-        target, run_target = self._target({relay: header}, set(), now_ns)
+        target, run_target = self._target({relay: header}, {}, now_ns)
         player = self._player(target, from_ns, to_ns)
         player.prefixes.add(self.prefix)
         steps, count = stream_steps(client, self.prefix, given["streams"], relay, player.put, from_ns, to_ns)
@@ -310,8 +310,10 @@ class _Command:
             target.end_ms = to_ns // 1_000_000
         target.wants = player.wants
 
-    def _target(self, headers: dict[str, Any], runs: set[int], first_ns: int) -> tuple[Any, Callable[..., Any] | None]:
-        """Give the target, and for Redis its `run`."""
+    def _target(
+        self, headers: dict[str, Any], runs: dict[int, bool], first_ns: int
+    ) -> tuple[Any, Callable[..., Any] | None]:
+        """Give the target, and for Redis its `run`. `runs`: whether accounts were recorded."""
         from relay.player import LinesTarget, RedisTarget
 
         given = self.given
@@ -403,6 +405,8 @@ class _Command:
         if self.given["diff"]:
             from relay.cli._replay_diff import show
 
+            if target.left_out:
+                self.tell("accounts were not recorded (`journal.accounts`), so they are not compared")
             return show(target.difference, as_json=self.given["as_json"])
         self._sum(player, target)
         return 0
