@@ -8,8 +8,8 @@ from typing import Any
 
 import anyio
 import pytest
+from feeds import Probe, http, http_server, make_feed, running, server
 from relays import config_of, relay_of, until
-from test_feed import Probe, http, http_server, make_feed, running, server
 
 from relay.bridge import Bridge
 from relay.feed import session

@@ -17,9 +17,9 @@ from urllib.parse import quote, quote_plus
 import anyio
 import pytest
 import redis
+from feeds import http, http_server
 from relays import ROOT, Process, until
 from servers import RedisServer
-from test_feed import http, http_server
 
 from relay import records
 from relay.journal import read_records, runs_of

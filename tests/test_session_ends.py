@@ -5,7 +5,7 @@ from http import HTTPStatus
 from typing import Any
 
 import pytest
-from test_feed import Echo, Probe, make_feed, running, server
+from feeds import Echo, Probe, make_feed, running, server
 
 from relay.errors import SessionError
 from relay.feed import session
