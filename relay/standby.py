@@ -58,10 +58,12 @@ class Standby:
         standing = self.standing
         standing.changed, standing.voided = self._said_active, self._voided
         standing.lift, standing.taking = self._lift, self._taking
+        standing.waits, standing.patience = self._waits, self._patience
         self._opened: dict[tuple[str, str], int] = {}  # connections: provider and label
         self._hears: dict[tuple[str, str], int] = {}  # since when one gives data, or says that it is subscribed
         self._sessions: dict[tuple[Source, str], None] = {}  # those that were open when the ring begins
         self._why = "starting"
+        self._patient_until = 0
 
     # -- roles ---------------------------------------------------------------------------------------------------
 
@@ -167,6 +169,16 @@ class Standby:
 
     def _taking(self, whether: bool) -> None:
         self.ring.still = whether
+
+    def _waits(self, topics: list[str]) -> None:
+        self._patient_until = self._bridge.clock() + self.ring.span_ns
+        text = "taking over: waits for a node of the cluster that is away, to know how its topics end"
+        fields = {"topics": len(topics), "names": topics[:10], "at_most_secs": self.settings.ring_secs}
+        self._bridge.event("warning", text, **fields)
+
+    def _patience(self) -> bool:
+        """Wait as long as the ring reaches back behind the writer's last entries, and not longer than it may."""
+        return self._bridge.clock() < self._patient_until and self.ring.since_ns <= self.standing.held_ns - SECOND
 
     def _said_active(self) -> None:
         active = self.standing.active

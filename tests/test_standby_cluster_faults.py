@@ -1,4 +1,4 @@
-"""Active and standby on a cluster under load: the node that holds the lease is killed or hangs, and the writer with it.
+"""Active and standby on a cluster under load: nodes are killed or hang, and the writer with them.
 
 RELAY_TEST_DOSE multiplies how often. Controls: `test_standby_faults`, `test_cluster_faults`.
 """
@@ -12,15 +12,17 @@ from clusters import Cluster
 from pairs import Node, pair
 from sinks import dose
 from test_cluster_faults import length, verdict_of
-from test_faults import PRODUCT_NAMES, provider
+from test_faults import NAMES, PRODUCT_NAMES, provider
 from test_standby_faults import writer_of
 
-from relay.sink.slots import slot_of
+from relay.sink.slots import SLOTS, slot_of
 
 pytestmark = pytest.mark.fault
 
 TRADES = f"trades: [{', '.join(PRODUCT_NAMES)}]"
 LEASE = 0.6
+ALONE = next(name for name in NAMES if slot_of(name) < SLOTS // 4)
+"""A topic on the one node of four that holds none of the relay's own keys: a takeover needs nothing of it."""
 
 
 def flows(cluster: Cluster, nodes: tuple[Node, Node]) -> None:
@@ -32,9 +34,11 @@ def flows(cluster: Cluster, nodes: tuple[Node, Node]) -> None:
         time.sleep(0.05)
 
 
-def test_lease_survives_its_node_and_the_writer(tmp_path: Path) -> None:
-    """In turn: the lease's node is killed; it hangs; it is killed and the writer with it; the writer alone."""
-    cluster = Cluster()
+def test_nodes_and_the_writer_go_together(tmp_path: Path) -> None:
+    """In turn: the node of the lease is killed; it hangs; it goes with the writer; another node goes with the writer."""
+    cluster = Cluster(primaries=4, replicas=4)
+    homes = {cluster.owner(slot_of(f"relay:{key}")) for key in ("lease:t", "active:t", "epoch", "topics")}
+    assert cluster.owner(slot_of(ALONE)) not in homes
     rounds = dose(4)
     try:
         with provider(2000) as port, pair(tmp_path, cluster, port, TRADES, lease=LEASE, ring=20) as nodes:
@@ -54,6 +58,7 @@ def test_lease_survives_its_node_and_the_writer(tmp_path: Path) -> None:
                         writer.start()
                     case 3:
                         writer.kill()
+                        cluster.kill(cluster.owner(slot_of(ALONE)))
                         writer.start()
                 flows(cluster, nodes)
                 cluster.until(cluster.whole, 60)
@@ -62,9 +67,34 @@ def test_lease_survives_its_node_and_the_writer(tmp_path: Path) -> None:
             writer.stop()
             texts = nodes[0].text + nodes[1].text
         verdict = verdict_of(cluster)
-        print(f"\nthe node of the lease killed or hung, the writer killed, {rounds} times: {verdict}")
+        print(f"\nnodes of a cluster killed or hung, half of the times with the writer, {rounds} times: {verdict}")
         assert texts.count("taken over: this node writes") >= 1 + rounds // 4
+        assert texts.count("taking over: waits for a node") >= rounds // 4
         assert "not accounted for" not in texts, "the laws of conservation hold"
         assert verdict.right and verdict.gaps == 0, str(verdict)
+    finally:
+        cluster.close()
+
+
+def test_takeover_waits_no_longer_than_its_ring(tmp_path: Path) -> None:
+    """A node that has no successor holds up its own topics alone, once the ring's time is over."""
+    cluster = Cluster(primaries=4, replicas=0)
+    try:
+        away = cluster.owner(slot_of(ALONE))
+        others = [name for name in NAMES if cluster.owner(slot_of(name)) is not away]
+        home = cluster.owner(slot_of(others[0]))
+        with provider(2000) as port, pair(tmp_path, cluster, port, TRADES, lease=LEASE, ring=3) as nodes:
+
+            def newest() -> str:
+                return str(home.call("XREVRANGE", others[0], "+", "-", "COUNT", 1))
+
+            nodes[0].kill()
+            away.kill()
+            began, before = time.monotonic(), newest()
+            nodes[1].until(lambda found: found["role"] == "active")
+            took = time.monotonic() - began
+            assert 3 <= took < 3 + 2 * LEASE + 3, took
+            nodes[1].until(lambda found: newest() != before)
+            assert "taking over: waits for a node" in nodes[1].text
     finally:
         cluster.close()

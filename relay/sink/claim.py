@@ -38,6 +38,14 @@ class Note(NamedTuple):
     top: str = ""
 
 
+def newest_of(names: Sequence[str], notes: Sequence[Note]) -> dict[str, str]:
+    """Give the newest entries of topics, by what was said when they were fenced."""
+    newest = {
+        name: max(note.last, note.top, key=order) for name, note in zip(names, notes, strict=True) if note.kind == "OK"
+    }
+    return {name: last for name, last in newest.items() if order(last) > (0, 0)}
+
+
 class Claim:
     """Lease, epoch and writer keys of one relay. `epoch` 0: nothing claimed yet."""
 
@@ -166,14 +174,17 @@ class Claim:
             newer = [int(note.last) for note in notes if note.kind == "FENCED"]
             if not newer:
                 self.epoch = epoch
-                newest = {
-                    name: max(note.last, note.top, key=order)
-                    for name, note in zip(names, notes, strict=True)
-                    if note.kind == "OK"
-                }
-                return {name: last for name, last in newest.items() if order(last) > (0, 0)}
+                return newest_of(names, notes)
             # the counter was lost or restored, the topics' epochs were not; the lease is ours, so go above them
             epoch = max(newer) + 1
+
+    def unheard(self) -> list[str]:
+        """Give the topics of which `begin` found out nothing, as their node is away."""
+        return []
+
+    async def hear(self, *may: str) -> dict[str, str]:
+        """Ask for those again. As `begin`."""
+        return {}
 
     async def fence(self, names: Sequence[str], *may: str, epoch: int = 0) -> list[Note]:
         """Set our epoch at topics. `may`: relays whose topics may be taken. Gives a note a name, in order."""

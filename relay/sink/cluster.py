@@ -13,10 +13,11 @@ import anyio
 
 from relay.errors import SinkError
 from relay.outbox import Topic
-from relay.sink.claim import FENCE_MAX, Claim, Note, fields, note_of
+from relay.sink.claim import FENCE_MAX, Claim, Note, fields, newest_of, note_of
 from relay.sink.lanes import Lanes
 from relay.sink.link import Link, LinkLost, ReplyError
 from relay.sink.moves import LayoutLike
+from relay.sink.reactions import Again
 from relay.sink.router import Router
 from relay.sink.sink import IDENTITY_SECS, Sink
 from relay.targets import target_of
@@ -59,12 +60,26 @@ class ClusterClaim(Claim):
         """See Claim. A topic whose node is away has entries, as far as we know, since it was first seen."""
         newest = await super().begin(names, *may)
         if self._unheard:
-            unheard = sorted(self._unheard)
+            unheard = self.unheard()
             for name, text in zip(unheard, await self.link.call("HMGET", self.topics_key, *unheard), strict=True):
                 first = fields(text).get("first_seen")
                 if isinstance(first, int):
                     newest[name] = f"{first}-0"
         return newest
+
+    def unheard(self) -> list[str]:
+        """See Claim."""
+        return sorted(self._unheard)
+
+    async def hear(self, *may: str) -> dict[str, str]:
+        """See Claim."""
+        await self.link.look()  # another node may serve them by now
+        names = self.unheard()
+        notes = await self.fence(names, *may)
+        for note in notes:
+            if note.kind == "FENCED":  # begin anew, above it
+                raise Again("fence", "a topic has a newer epoch", note.last)
+        return newest_of(names, notes)
 
     async def fence(self, names: Sequence[str], *may: str, epoch: int = 0) -> list[Note]:
         """See Claim: LATER where a topic's node has no word yet."""

@@ -21,6 +21,8 @@ HOLD_LEASES = 2
 """A lease that was free at the first look may belong to a writer that only lost its Redis, as we did: it comes back."""
 PATIENCE_LEASES = 3
 """A lease that nobody takes for so long is taken even by a node that had better not: a gap is better than silence."""
+AGAIN_SECS = 0.1
+"""A cluster is asked this often whether a node that is away has a successor."""
 CLOCKS = 80
 """Newest looks at the writer's clock that count: about four leases."""
 LIFT_NS = 1_000_000_000
@@ -63,6 +65,8 @@ class Standing:
     void what our spool held, at most so many entries that Redis lacked. `lift(ms)`: called when the writer's clock is
     ahead of ours: a takeover would lift ours anyway, and then it would jump under the feeds. `taking(whether)`: called
     with True before our clock may be lifted to the end of the streams, with False when it is not our turn after all.
+    `waits(topics)`: called once where nobody can tell how some topics end, as a cluster's node is away with the writer;
+    `patience()`: whether such a takeover may wait on.
     """
 
     def __init__(self, clock: Callable[[], int], may: Callable[[], str], spool_epoch: int) -> None:
@@ -71,6 +75,8 @@ class Standing:
         self.lift: Callable[[int], None] = lambda ms: None
         self.voided: Callable[[int], None] = lambda entries: None
         self.taking: Callable[[bool], None] = lambda whether: None
+        self.waits: Callable[[list[str]], None] = lambda topics: None
+        self.patience: Callable[[], bool] = lambda: False
         self.active = Active()
         self.found = Found()
         self.held_ns = 0
@@ -142,7 +148,10 @@ class Standing:
         self.taking(True)
         await self._void(claim, outbox)
         earlier = await claim.begin([*outbox.topics, *names], *may)
-        epoch, claim.epoch = claim.epoch, 0
+        try:
+            await self._hear(claim, earlier, may)
+        finally:
+            epoch, claim.epoch = claim.epoch, 0
         found = Found(before=self.found.before, skew_ns=self.skew_ns(claim.lease_secs))
         found.tails, before = await _tails(claim.link, earlier)
         found.floor_ms = max((order(last)[0] for last in earlier.values()), default=0) + 1
@@ -153,6 +162,16 @@ class Standing:
         self.active = Active(who(claim.value), epoch, now)
         await claim.announce(now)
         self.took_over += 1
+
+    async def _hear(self, claim: Claim, earlier: dict[str, str], may: Sequence[str]) -> None:
+        """Wait for the ends of topics whose node is away: without them the ring would repeat what stands there."""
+        if claim.unheard():
+            self.waits(claim.unheard())
+        while claim.unheard() and self.patience():
+            await anyio.sleep(AGAIN_SECS)
+            if time.monotonic() >= claim.renew_at:
+                await claim.renew()
+            earlier |= await claim.hear(*may)
 
     async def _void(self, claim: Claim, outbox: Outbox) -> None:
         """What our spool holds is void once another node has fenced its topics; else it is sent as ever."""
