@@ -35,7 +35,7 @@ def flows(cluster: Cluster, nodes: tuple[Node, Node]) -> None:
 
 
 def test_nodes_and_the_writer_go_together(tmp_path: Path) -> None:
-    """In turn: the node of the lease is killed; it hangs; it goes with the writer; another node goes with the writer."""
+    """In turn the lease's node: killed, hung, killed with the writer; then another node, killed with the writer."""
     cluster = Cluster(primaries=4, replicas=4)
     homes = {cluster.owner(slot_of(f"relay:{key}")) for key in ("lease:t", "active:t", "epoch", "topics")}
     assert cluster.owner(slot_of(ALONE)) not in homes
