@@ -13,6 +13,7 @@ class _Numbered(msgspec.Struct):
     """What matters in any message."""
 
     run: int = 0
+    seq: int = 0
     provider: str = ""
     symbol: str | None = None
     raw_symbol: str | None = None
@@ -61,7 +62,8 @@ def gap(
         seq -= 1
         run = high.run or run
     elif then is not None:
-        run = low.run or run
+        # the other run may have been another relay's: its numbers are not those of the run below the hole
+        run, seq = (low.run, max(seq, low.seq + 1)) if low.run else (ms, seq)
     known = high if body is not None else low
     status = Status(
         event="gap",

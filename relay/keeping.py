@@ -120,6 +120,8 @@ class Keeping:
         """A run begins now."""
         if isinstance(self.outbox, SpooledOutbox):
             self.outbox.run = run
+        if self.spool is not None:
+            self.spool.begin_run()
 
     @property
     def epoch(self) -> int:

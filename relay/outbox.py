@@ -48,6 +48,8 @@ class Past(NamedTuple):
     bodies: list[bytes]
     after: Position
     """Where reading goes on behind them."""
+    since: str = ""
+    """Where they begin a run: the entry that it began behind, which may be another relay's; empty: none is known."""
 
     def above(self, entry_id: str) -> tuple[list[str], list[bytes]]:
         """Give those that stand above an id: their ids and bodies."""

@@ -283,6 +283,38 @@ async def test_what_another_node_had_written_and_redis_lost_is_a_gap(
         spool.close()
 
 
+async def test_what_another_node_had_written_between_two_runs_of_ours_is_a_gap(
+    server: RedisServer, client: "redis.Redis", tmp_path: Path
+) -> None:
+    """We write, another node does, we do again, and are started anew; then Redis loses all of it."""
+    ours, theirs = spool_in(tmp_path / "ours"), spool_in(tmp_path / "theirs")
+    for spool, run, count, ahead in ((ours, 1, 40, 100), (theirs, 2, 10, 140), (ours, 3, 5, 150)):
+        spool.open()
+        relay = relay_of(server.url, spool)
+        async with relay.running():
+            put(relay, "t", count, run, ahead)
+            await relay.drained()
+        spool.acknowledge({"t": relay.outbox.topics["t"].acked})
+        spool.close()
+    client.flushall()
+    found = ours.open()
+    relay = relay_of(server.url, ours)
+    topic = relay.outbox.topic("t", "trades", "acme")
+    topic.contiguous = found.about["t"].contiguous
+    relay.outbox.recover(topic, found.last["t"], found.marks["t"], found.bodies["t"])
+    async with relay.running():
+        await relay.told("healed")
+        put(relay, "t", 2, 4, 155)
+        await relay.drained()
+    messages = [json.loads(fields["data"]) for _, fields in client.xrange("t")]
+    assert [(m["run"], m["seq"]) for m in messages] == [
+        *((1, n) for n in range(1, 42)), *((3, n) for n in range(1, 6)), (4, 1), (4, 2)
+    ]  # fmt: skip
+    gap = messages[40]
+    assert (gap["event"], gap["first_missing"], gap["last_missing"], gap["missing"]) == ("gap", 141, 150, 10)
+    ours.close()
+
+
 async def test_feeds_go_on_when_a_full_spool_has_room_again(
     server: RedisServer, client: "redis.Redis", tmp_path: Path
 ) -> None:

@@ -98,22 +98,25 @@ class Healer:
         acked = order(topic.acked)
         found, bodies = past.above(self.topics[topic])
         begun = topic.last != NOTHING or bool(ids)
+        since = past.since if found and found[0] == past.ids[0] else ""
         if begun:
-            together = self._is_next(topic, found[0]) and unbroken(found) and order(found[-1]) <= acked
+            together = self._is_next(topic, found[0], since) and unbroken(found) and order(found[-1]) <= acked
         else:
             together = self._is_beyond(topic, found[-1])
         size = len(found) if together else 1
         for at in range(0, len(found), size):
-            self._choose(topic, found[at : at + size], bodies[at : at + size], ids, data)
+            self._choose(topic, found[at : at + size], bodies[at : at + size], ids, data, "" if at else since)
             if topic in self._whole:
                 return
 
-    def _choose(self, topic: Topic, some: list[str], bodies: list[bytes], ids: list[str], data: list[bytes]) -> None:
+    def _choose(
+        self, topic: Topic, some: list[str], bodies: list[bytes], ids: list[str], data: list[bytes], since: str
+    ) -> None:
         """Take entries that go one way: left out, or sent, behind a gap where something is missing before them."""
         acked = order(topic.acked)
         if topic.last != NOTHING or ids or not self._is_beyond(topic, some[-1]):
-            if not self._is_next(topic, some[0]):
-                self._gap(topic, ids, data, some[0], bodies[0])
+            if not self._is_next(topic, some[0], since):
+                self._gap(topic, ids, data, some[0], bodies[0], since)
             if order(some[-1]) >= acked:
                 self._whole.add(topic)
             if order(some[-1]) > acked:
@@ -137,20 +140,23 @@ class Healer:
             if topic.last == topic.acked:
                 self.finish(topic)
 
-    def _is_next(self, topic: Topic, entry_id: str) -> bool:
+    def _is_next(self, topic: Topic, entry_id: str, since: str) -> bool:
         """Tell whether an entry follows what was read before: behind what an earlier run had written, too, which may
         have been another node's, or another shard's, and so was never in our spool."""
         before = self.topics[topic]
-        if topic.last_id is not None and order(before) < order(topic.last_id) < order(entry_id):
+        if any(order(before) < order(one) < order(entry_id) for one in (topic.last_id, since) if one):
             return False
         return follows(before, entry_id)
 
-    def _gap(self, topic: Topic, ids: list[str], data: list[bytes], entry_id: str, body: bytes | None) -> None:
+    def _gap(
+        self, topic: Topic, ids: list[str], data: list[bytes], entry_id: str, body: bytes | None, since: str = ""
+    ) -> None:
         before, tail = self.topics[topic], self._tails.get(topic)
         then: bytes | None = None
-        if body is not None and topic.last_id is not None and order(entry_id)[1] == 1:
+        since = since or topic.last_id or ""
+        if body is not None and since and order(since) < order(entry_id) and order(entry_id)[1] == 1:
             # our run lacks nothing: the gap is the last of the other's
-            entry_id, body, then = topic.last_id, None, body
+            entry_id, body, then = since, None, body
         made_id, made, status = gap(topic, before, tail, entry_id, body, self._outbox.reason, self.run, then)
         if order(made_id) <= order(before):
             return

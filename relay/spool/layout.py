@@ -56,6 +56,8 @@ class About(msgspec.Struct):
     provider: str
     contiguous: bool = False
     """The provider numbers its messages without holes: what is missing can be counted."""
+    after: str = ""
+    """The entry behind which its run began: of an earlier run, or of another relay that wrote meanwhile."""
 
 
 class Record(NamedTuple):

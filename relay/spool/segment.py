@@ -45,10 +45,10 @@ class Newer(Exception):
 class Segment:
     """`first`: offset of the batch with each topic's first entry. `last`: id of its last one. `counts`: how many it has
     here. `size`: bytes of whole records. `newest_ms`: time of the newest entry, once it is full. `about`, `marks`,
-    `bodies`: see Found; of the segment that is written.
+    `bodies`: see Found; of the segment that is written. `after`: see About, where there is something.
     """
 
-    __slots__ = ("about", "bodies", "counts", "first", "last", "marks", "newest_ms", "number", "path", "size")
+    __slots__ = ("about", "after", "bodies", "counts", "first", "last", "marks", "newest_ms", "number", "path", "size")
 
     def __init__(self, folder: Path, number: int) -> None:
         self.number = number
@@ -59,8 +59,15 @@ class Segment:
         self.size = 0
         self.newest_ms = 0
         self.about: dict[str, About] = {}
+        self.after: dict[str, str] = {}
         self.marks: dict[str, str] = {}
         self.bodies: dict[str, bytes] = {}
+
+    def note(self, about: About) -> None:
+        """Note what a topic is."""
+        self.about[about.name] = about
+        if about.after:
+            self.after[about.name] = about.after
 
     def write_index(self) -> None:
         """Write the index of a full segment. Raises: OSError."""
@@ -125,6 +132,7 @@ class Found:
             segment.size, segment.newest_ms = index.size, index.newest_ms
             segment.first, segment.last = index.first, index.last
             self.about |= {about.name: about for about in index.about}
+            segment.after = {about.name: about.after for about in index.about if about.after}
             self.marks |= index.marks
             self.bodies |= {name: body.encode() for name, body in index.bodies.items()}
             self.last |= index.last
@@ -157,6 +165,8 @@ class Found:
                 about = _about(record.payload)
                 if about is not None:
                     self.about[about.name] = about
+                    if about.after:
+                        segment.after[about.name] = about.after
             elif record.kind == MARKS:
                 self.marks |= _marks(record.payload)
         self.last |= last

@@ -46,6 +46,7 @@ class TopicLike(Protocol):
     kind: str
     provider: str
     contiguous: bool
+    last_id: str | None
 
 
 class Confirmed(Protocol):
@@ -173,6 +174,10 @@ class Spool:
         self._marked.clear()
         self.bytes = 0
 
+    def begin_run(self) -> None:
+        """What comes from here on is another run's: its topics begin anew behind what Redis has then."""
+        self._end()
+
     def _unlock(self) -> None:
         if self._lock >= 0:
             os.close(self._lock)
@@ -195,14 +200,14 @@ class Spool:
             begin, first = segment.size, segment.first
             names = [one.name for one in topics]
             told = [] if first.keys() >= set(names) else [one for one in topics if one.name not in first]
-            abouts = [About(one.name, one.kind, one.provider, one.contiguous) for one in told]
+            abouts = [About(one.name, one.kind, one.provider, one.contiguous, one.last_id or "") for one in told]
             self._put(segment, *map(topic, abouts), *batch(names, counts, ids, bodies, pack=self._pack))
         except OSError as error:
             self._failed(error)
             return False
         for one in abouts:
             first[one.name] = begin
-            segment.about[one.name] = one
+            segment.note(one)
         ends = list(accumulate(counts))
         newest = [bodies[end - 1] for end in ends]
         segment.last.update(zip(names, [ids[end - 1] for end in ends], strict=True))
@@ -419,7 +424,10 @@ class Spool:
             found = []
             for record in parsed.records:
                 after = Position(segment.number, record.end)
-                found += [Past(*one, after) for one in entries(record, names)]
+                found += [
+                    Past(name, ids, bodies, after, segment.after.get(name, "") if order(ids[0])[1] == 1 else "")
+                    for name, ids, bodies in entries(record, names)
+                ]
             return found, Position(segment.number, parsed.at), False
         return [], self.end(), True
 
