@@ -1,0 +1,230 @@
+"""Everything breaks at once: relays, server, the wire between, the provider, at random and on top of each other.
+
+What a suite of one fault each cannot see: a restart in the midst of healing, a stop while the server sleeps, a server
+that loses all while the relay is away. RELAY_TEST_SEED plays one sequence again, RELAY_TEST_DOSE plays more of them.
+The controls are those of test_faults.
+"""
+
+import contextlib
+import heapq
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from checker import Verdict, check, streams
+from relays import Process
+from servers import RedisServer
+from sinks import dose
+from test_faults import NAMES, Provider, Switch, faulty, length, stop, write
+
+pytestmark = [pytest.mark.fault, pytest.mark.usefixtures("timed")]
+
+SECS = 15.0
+"""How long things break."""
+RATE = 4000.0
+PROVIDERS_FAULTS = (
+    "drop", "close", "storm", "refuse", "hang", "stall", "mute", "slow", "garbage", "jump", "repeat", "resend",
+)  # fmt: skip
+"""Not `reorder`: what is late counts as missing. Not `reset`: while the relay is down it looks like repeats."""
+
+Fault = Callable[[], Callable[[], object]]
+"""Breaks something; gives what mends it."""
+
+
+class Relay:
+    """One relay's process."""
+
+    def __init__(self, folder: Path, redis_url: str, port: int, extra: str = "") -> None:
+        folder.mkdir(exist_ok=True)
+        self.folder, self.config = folder, write(folder, redis_url, port, extra)
+        self.starts = 0
+        self.start()
+
+    def start(self) -> None:
+        self.process = Process(self.folder, "run", "-c", self.config)
+        self.starts += 1
+
+    def kill(self) -> Callable[[], object]:
+        self.process.process.kill()
+        self.process.process.wait()
+        return self.start
+
+    def stop(self) -> Callable[[], object]:
+        self.process.process.send_signal(signal.SIGTERM)
+
+        def start() -> None:
+            # one that has only just begun has nothing to say goodbye to
+            assert self.process.process.wait(12) in (0, -signal.SIGTERM), self.process.text[-3000:]
+            self.start()
+
+        return start
+
+    def freeze(self) -> Callable[[], object]:
+        self.process.process.send_signal(signal.SIGSTOP)
+        return lambda: self.process.process.send_signal(signal.SIGCONT)
+
+    def faults(self) -> list[Fault]:
+        return [self.kill, self.stop, self.freeze]
+
+
+class Server(RedisServer):
+    """The server, and what it may do."""
+
+    def __init__(self) -> None:
+        super().__init__("--appendonly", "yes", "--appendfsync", "everysec")
+
+    def die(self) -> Callable[[], object]:
+        self.kill()
+        return self.start
+
+    def lose_all(self) -> Callable[[], object]:
+        self.kill()
+        shutil.rmtree(Path(self.folder, "appendonlydir"), ignore_errors=True)
+        return self.start
+
+    def freeze(self) -> Callable[[], object]:
+        self.signal(signal.SIGSTOP)
+        return lambda: self.signal(signal.SIGCONT)
+
+    def flush(self) -> Callable[[], object]:
+        with contextlib.suppress(redis.RedisError), self.client(socket_timeout=2) as client:
+            client.flushall()
+        return lambda: None
+
+    def faults(self) -> list[Fault]:
+        return [self.die, self.lose_all, self.freeze, self.flush]
+
+
+class Wire(Switch):
+    """What leads to the server."""
+
+    def snap(self) -> Callable[[], object]:
+        self.cut()
+        return lambda: None
+
+    def unplug(self) -> Callable[[], object]:
+        target, self.target = self.target, 1
+        self.cut()
+
+        def plug() -> None:
+            self.target = target
+
+        return plug
+
+    def faults(self) -> list[Fault]:
+        return [self.snap, self.unplug]
+
+
+def bent(provider: Provider, chance: random.Random) -> list[Fault]:
+    def bend() -> Callable[[], object]:
+        provider.play(chance.choice(PROVIDERS_FAULTS))
+        return lambda: provider.play("none")
+
+    return [bend]
+
+
+def broken(parts: dict[str, list[Fault]], chance: random.Random, secs: float = SECS) -> list[str]:
+    """Break one part after the other, whether the others are whole or not; mend all. Gives what happened when."""
+    log: list[str] = []
+    mends: list[tuple[float, str, Callable[[], object]]] = []
+    begun, next_at = time.monotonic(), 0.0
+    while mends or time.monotonic() < begun + secs:
+        now = time.monotonic()
+        whole = [part for part in parts if all(part != name for _, name, _ in mends)]
+        if now < begun + secs and now >= next_at and whole:
+            part = chance.choice(whole)
+            fault = chance.choice(parts[part])
+            log.append(f"{now - begun:.2f} {part}: {fault.__name__}")
+            heapq.heappush(mends, (now + chance.choice((0.0, 0.2, 0.7, 2.0)), part, fault()))
+            next_at = time.monotonic() + chance.expovariate(2.0)
+        while mends and mends[0][0] <= time.monotonic():
+            _, part, mend = heapq.heappop(mends)
+            mend()
+            log.append(f"{time.monotonic() - begun:.2f} {part} is whole")
+        time.sleep(0.01)
+    return log
+
+
+def grown(server: RedisServer, more: int = 500, seconds: float = 60) -> None:
+    """Wait until data flows into the server."""
+    before, end = length(server), time.monotonic() + seconds
+    while length(server) < before + more:
+        assert time.monotonic() < end, "nothing is written any more"
+        time.sleep(0.05)
+
+
+def is_right(verdict: Verdict, seed: int, log: list[str], *relays: Relay) -> None:
+    print(f"\nseed {seed}, {len(log)} events, {[relay.starts for relay in relays]} starts: {verdict}")
+    assert verdict.right, f"{verdict}\n" + "\n".join(log)
+
+
+@contextlib.contextmanager
+def served() -> Iterator[tuple[Server, Wire]]:
+    with contextlib.closing(Server()) as server, contextlib.closing(Wire(server.port)) as wire:
+        yield server, wire
+
+
+@contextlib.contextmanager
+def told(log: list[str], *relays: Relay) -> Iterator[None]:
+    """End the relays; where something went wrong, tell the story."""
+    try:
+        yield
+    except BaseException:
+        print(*log, *(relay.process.text[-6000:] for relay in relays), sep="\n")
+        raise
+    finally:
+        for relay in relays:
+            relay.process.__exit__()
+
+
+def seeds() -> list[int]:
+    given = os.environ.get("RELAY_TEST_SEED")
+    return [int(given)] if given else list(range(1, 1 + dose(2)))
+
+
+@pytest.mark.parametrize("seed", seeds())
+def test_one_relay_loses_nothing_that_it_accepted(seed: int, tmp_path: Path) -> None:
+    chance, log = random.Random(seed), []
+    with (
+        faulty(RATE) as provider,
+        contextlib.closing(Server()) as server,
+        contextlib.closing(Wire(server.port)) as wire,
+    ):
+        relay = Relay(tmp_path, wire.url, provider.port)
+        with told(log, relay):
+            grown(server)
+            parts = {"relay": relay.faults(), "server": server.faults(), "wire": wire.faults()}
+            log += broken(parts | {"provider": bent(provider, chance)}, chance)
+            grown(server)
+            grown(server)
+            stop(relay.process)
+            is_right(check(streams(server.url, NAMES)), seed, log, relay)
+
+
+@pytest.mark.parametrize("seed", seeds())
+def test_two_nodes_hand_over_without_a_hole_or_a_repeat(seed: int, tmp_path: Path) -> None:
+    """Both nodes break too, at times together. What no node has heard is said; the rest is stored once."""
+    chance, log = random.Random(seed), []
+    with (
+        faulty(RATE) as provider,
+        contextlib.closing(Server()) as server,
+        contextlib.closing(Wire(server.port)) as wire,
+    ):
+        extra = "standby: {enabled: true, lease_secs: 0.6, ring_secs: 10}"
+        nodes = [Relay(tmp_path / name, wire.url, provider.port, extra) for name in ("a", "b")]
+        with told(log, *nodes):
+            grown(server)
+            parts = {f"node {node.folder.name}": node.faults() for node in nodes}
+            parts |= {"server": server.faults(), "wire": wire.faults(), "provider": bent(provider, chance)}
+            log += broken(parts, chance)
+            grown(server)
+            grown(server)
+            for node in nodes:
+                stop(node.process)
+            is_right(check(streams(server.url, NAMES)), seed, log, *nodes)
