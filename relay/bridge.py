@@ -15,7 +15,7 @@ import msgspec
 
 from relay import brought, lifecycle, model, notes, stats
 from relay.clock import Clock
-from relay.config import SIMULATED_PREFIX, Config, ProviderConfig, names_of, secrets_of
+from relay.config import SIMULATED_PREFIX, Config, ProviderConfig, names_of, secrets_of, topics_of
 from relay.embedded import EmbeddedServer
 from relay.errors import RelayError, SessionError, first_of
 from relay.feed import Feed, Lane, SharedLimits
@@ -172,6 +172,7 @@ class Bridge:
             layout=Layout(config.shard) if config.shard is not None else None,
             lease_secs=config.standby.lease_secs,
             standing=self.standby.standing if self.standby is not None else None,
+            planned=[topic.name for topic in topics_of(config) if "{" not in topic.name],
             now_ns=self.clock,
         )
         turns = Turns(self.outbox, self.vitals.answered)

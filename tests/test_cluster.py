@@ -305,6 +305,29 @@ async def test_node_that_lost_its_keys_or_functions_is_made_good(cluster: Cluste
 
 
 @pytest.mark.fault
+async def test_what_stands_beside_the_topics_comes_back(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The list of topics, who writes and the epoch lie on some node, which may lose them while the topics' do not."""
+    monkeypatch.setattr("relay.sink.cluster.IDENTITY_SECS", 0.2)
+    async with Relay(cluster.url).running() as relay:
+        for name in NAMES:
+            relay.put(name, 1)
+        await relay.drained()
+        keys = ("relay:topics", "relay:active:main", "relay:epoch")
+
+        def kept() -> list[Any]:
+            return [cluster.owner(slot_of(key)).call("GET" if key == "relay:epoch" else "HGETALL", key) for key in keys]
+
+        await relay.until(lambda: all(kept()) and len(kept()[0]) == len(NAMES))
+        before = kept()
+        for key in keys:
+            cluster.owner(slot_of(key)).call("DEL", key)
+        await relay.until(lambda: sorted(map(str, kept()[0])) == sorted(map(str, before[0])), 5.0)
+        await relay.until(lambda: [len(kept()[1]), kept()[2]] == [len(before[1]), before[2]], 5.0)
+        relay.put(NAMES[0], 1)
+        await relay.drained()
+
+
+@pytest.mark.fault
 async def test_full_node_is_trimmed_alone(cluster: Cluster) -> None:
     node = cluster.primaries()[2]
     theirs, ours = on(cluster, node, 2), on(cluster, other(cluster, node), 2)

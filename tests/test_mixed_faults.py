@@ -18,10 +18,15 @@ from pathlib import Path
 import pytest
 import redis
 from checker import Verdict, check, streams
+from clusters import Cluster
 from relays import Process
 from servers import RedisServer
 from sinks import dose
-from test_faults import NAMES, Provider, Switch, faulty, length, stop, write
+from test_cluster_faults import length as cluster_length
+from test_cluster_faults import verdict_of as cluster_verdict
+from test_faults import NAMES, Provider, Switch, faulty, length, write
+
+from relay.sink.slots import slot_of
 
 pytestmark = [pytest.mark.fault, pytest.mark.usefixtures("timed")]
 
@@ -59,11 +64,16 @@ class Relay:
         self.process.process.send_signal(signal.SIGTERM)
 
         def start() -> None:
-            # one that has only just begun has nothing to say goodbye to
-            assert self.process.process.wait(12) in (0, -signal.SIGTERM), self.process.text[-3000:]
+            self.ended()
             self.start()
 
         return start
+
+    def ended(self) -> None:
+        """It was asked to end, and does."""
+        # one that has only just begun has nothing to say goodbye to
+        assert self.process.process.wait(12) in (0, -signal.SIGTERM), self.process.text[-3000:]
+        assert "not accounted for" not in self.process.text, "the laws of conservation hold"
 
     def freeze(self) -> Callable[[], object]:
         self.process.process.send_signal(signal.SIGSTOP)
@@ -159,6 +169,35 @@ def grown(server: RedisServer, more: int = 500, seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
+def shaken(cluster: Cluster, chance: random.Random) -> list[Fault]:
+    """What happens to a cluster: slots move, primaries die or hang until they have a successor, or come back empty."""
+
+    def move() -> None:
+        slot = slot_of(chance.choice(NAMES))
+        home = cluster.owner(slot)
+        cluster.move(slot, chance.choice([node for node in cluster.primaries() if node is not home]))
+
+    def lose() -> None:
+        node = chance.choice(cluster.primaries())
+        node.kill()
+        node.start()
+
+    def done(what: Callable[[], object]) -> Fault:
+        def fault() -> Callable[[], object]:
+            what()
+            return lambda: cluster.until(cluster.whole, 60)
+
+        return fault
+
+    def kill() -> None:
+        cluster.kill(chance.choice(cluster.primaries()))
+
+    def hang() -> None:
+        cluster.hang(chance.choice(cluster.primaries()))
+
+    return [done(move), done(kill), done(hang), done(lose)]
+
+
 def is_right(verdict: Verdict, seed: int, log: list[str], *relays: Relay) -> None:
     print(f"\nseed {seed}, {len(log)} events, {[relay.starts for relay in relays]} starts: {verdict}")
     assert verdict.right, f"{verdict}\n" + "\n".join(log)
@@ -183,9 +222,9 @@ def told(log: list[str], *relays: Relay) -> Iterator[None]:
             relay.process.__exit__()
 
 
-def seeds() -> list[int]:
+def seeds(count: int = 2) -> list[int]:
     given = os.environ.get("RELAY_TEST_SEED")
-    return [int(given)] if given else list(range(1, 1 + dose(2)))
+    return [int(given)] if given else list(range(1, 1 + dose(count)))
 
 
 @pytest.mark.parametrize("seed", seeds())
@@ -203,8 +242,12 @@ def test_one_relay_loses_nothing_that_it_accepted(seed: int, tmp_path: Path) -> 
             log += broken(parts | {"provider": bent(provider, chance)}, chance)
             grown(server)
             grown(server)
-            stop(relay.process)
+            relay.stop()
+            relay.ended()
             is_right(check(streams(server.url, NAMES)), seed, log, relay)
+
+
+STANDBY = "standby: {enabled: true, lease_secs: 0.6, ring_secs: 10}"
 
 
 @pytest.mark.parametrize("seed", seeds())
@@ -216,8 +259,7 @@ def test_two_nodes_hand_over_without_a_hole_or_a_repeat(seed: int, tmp_path: Pat
         contextlib.closing(Server()) as server,
         contextlib.closing(Wire(server.port)) as wire,
     ):
-        extra = "standby: {enabled: true, lease_secs: 0.6, ring_secs: 10}"
-        nodes = [Relay(tmp_path / name, wire.url, provider.port, extra) for name in ("a", "b")]
+        nodes = [Relay(tmp_path / name, wire.url, provider.port, STANDBY) for name in ("a", "b")]
         with told(log, *nodes):
             grown(server)
             parts = {f"node {node.folder.name}": node.faults() for node in nodes}
@@ -226,5 +268,32 @@ def test_two_nodes_hand_over_without_a_hole_or_a_repeat(seed: int, tmp_path: Pat
             grown(server)
             grown(server)
             for node in nodes:
-                stop(node.process)
+                node.stop()
+                node.ended()
             is_right(check(streams(server.url, NAMES)), seed, log, *nodes)
+
+
+@pytest.mark.parametrize("seed", seeds(1))
+@pytest.mark.parametrize("count", [1, 2])
+def test_cluster_loses_nothing_that_was_accepted(count: int, seed: int, tmp_path: Path) -> None:
+    """One relay, or two nodes, on a cluster that is shaken."""
+    chance, log = random.Random(seed), []
+    with faulty(2000) as provider, contextlib.closing(Cluster()) as cluster:
+        extra = STANDBY if count == 2 else ""
+        relays = [Relay(tmp_path / str(number), cluster.url, provider.port, extra) for number in range(count)]
+
+        def flows() -> None:
+            before = cluster_length(cluster)
+            cluster.until(lambda: cluster_length(cluster) > before + 500, 60)
+
+        with told(log, *relays):
+            flows()
+            parts = {f"relay {relay.folder.name}": relay.faults() for relay in relays}
+            parts |= {"cluster": shaken(cluster, chance), "provider": bent(provider, chance)}
+            log += broken(parts, chance)
+            flows()
+            flows()
+            for relay in relays:
+                relay.stop()
+                relay.ended()
+            is_right(cluster_verdict(cluster), seed, log, *relays)

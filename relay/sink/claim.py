@@ -65,6 +65,7 @@ class Claim:
         self.trip_secs = 0.0
         """How long the last renewal took: the way to Redis and back, with next to no work there."""
         self._writers: dict[str, str] = {}
+        self._since_ns = 0
 
     def writer(self, name: str) -> str:
         """Give a topic's writer key, in the same cluster slot as the stream."""
@@ -143,6 +144,7 @@ class Claim:
 
     async def announce(self, now_ns: int) -> None:
         """Say for all to read who writes under this name, since when, at which epoch."""
+        self._since_ns = now_ns
         fields = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
@@ -169,6 +171,7 @@ class Claim:
         """
         epoch = int(await self.link.call("INCR", self.epoch_key))
         names = list(dict.fromkeys([*await self.ours(), *names]))
+        epoch = await self._above(names, epoch)
         while True:
             notes = await self.fence(names, *may, epoch=epoch)
             newer = [int(note.last) for note in notes if note.kind == "FENCED"]
@@ -177,6 +180,10 @@ class Claim:
                 return newest_of(names, notes)
             # the counter was lost or restored, the topics' epochs were not; the lease is ours, so go above them
             epoch = max(newer) + 1
+
+    async def _above(self, names: Sequence[str], epoch: int) -> int:
+        """Give an epoch that no topic has: the counter lies beside them, so its next one is."""
+        return epoch
 
     def unheard(self) -> list[str]:
         """Give the topics of which `begin` found out nothing, as their node is away."""

@@ -40,6 +40,7 @@ class ClusterClaim(Claim):
         super().__init__(router, relay, prefix, run, lease_secs)
         self._unheard: set[str] = set()
         self._unlisted: dict[Topic, None] = {}
+        self._listed: tuple[str, ...] = ()  # the first and the last topic that we have listed
         self.registered: Callable[[], None] = lambda: None
         """Called when there is something to `enlist`."""
         self._guard_at = 0.0
@@ -53,8 +54,25 @@ class ClusterClaim(Claim):
         lapsed = await super().renew()
         if self.epoch and time.monotonic() >= self._guard_at:
             self._guard_at = time.monotonic() + IDENTITY_SECS
-            await self.link.call("FCALL", self.fence_name, 1, self.epoch_key, self.relay, self.epoch)
+            lapsed = await self._guard() or lapsed
         return lapsed
+
+    async def _guard(self) -> bool:
+        """Keep what lies beside the topics. True: the list of topics was lost."""
+        await self.link.call("FCALL", self.fence_name, 1, self.epoch_key, self.relay, self.epoch)
+        if self._since_ns and not await self.link.call("HGET", self.active_key, "epoch"):
+            await self.announce(self._since_ns)
+        # a node that came back empty lacks the first of them, one that had lagged the last
+        if not self._listed or all(await self.link.call("HMGET", self.topics_key, *self._listed)):
+            return False
+        self._listed = ()
+        return True
+
+    async def _above(self, names: Sequence[str], epoch: int) -> int:
+        """See Claim: the counter's node may have come back without."""
+        replies = await self.link.calls([("HMGET", self.writer(name), "owner", "epoch") for name in names])
+        known = [reply for reply in replies if not isinstance(reply, ReplyError)]
+        return max([epoch, *(int(one or 0) + 1 for owner, one in known if owner == self.relay.encode())])
 
     async def begin(self, names: Sequence[str], *may: str) -> dict[str, str]:
         """See Claim. A topic whose node is away has entries, as far as we know, since it was first seen."""
@@ -125,6 +143,7 @@ class ClusterClaim(Claim):
             await super().register(topics)
             for topic in topics:
                 del self._unlisted[topic]
+            self._listed = (*self._listed[:1], topics[-1].name)
 
 
 class ClusterSink(Sink):
@@ -212,6 +231,11 @@ class ClusterSink(Sink):
             raise failed
 
     # beside the lanes
+
+    def _expected(self) -> list[str]:
+        """See Sink: the list of topics may be lost where the topics are not."""
+        home = (lambda name: None) if self._layout is None else self._layout.home
+        return [name for name in self._planned if home(name) in (None, self._claim.relay)]
 
     async def _verify(self, topics: list[Topic]) -> None:
         self.lanes.doubt(topics)

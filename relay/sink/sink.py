@@ -7,7 +7,7 @@ arrived. Must never drop an entry, send one twice or stop for a topic that alone
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import anyio
@@ -66,9 +66,13 @@ class Sink:
         call_secs: float = CALL_SECS,
         lease_secs: float = LEASE_SECS,
         standing: Standing | None = None,
+        planned: Sequence[str] = (),
         now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
-        """`standing`: wait for the lease as a standby does. `now_ns`: the relay's clock, for others to read."""
+        """`standing`: wait for the lease as a standby does. `planned`: topics that the config names.
+
+        `now_ns`: the relay's clock, for others to read.
+        """
         self.outbox = outbox
         self.server = Server(
             url,
@@ -92,6 +96,7 @@ class Sink:
         """starting, standby, flowing, holding (Redis is up and takes nothing), lost, stopped."""
         self.claimed: Callable[[int], None] = lambda epoch: None  # told of a new epoch before anything is written
         self._standing, self._now_ns, self._lease_secs = standing, now_ns, lease_secs
+        self._planned, self._layout = planned, layout
         self._link, self._claim = self._reach(relay, prefix, run)
         self._keeper = Keeper(self._link, self._claim, outbox, retention_ms, settings.streams_bytes_max)
         self._pace = Pace(self.stats)
@@ -316,7 +321,7 @@ class Sink:
             if not await claim.acquire(takeover=takeover, stopping=lambda: self._stopping):
                 return False
             names, may = await self._moves.prepare() if self._moves is not None else ([], [])
-            outbox.know(await claim.begin([*outbox.topics, *names], *may))
+            outbox.know(await claim.begin([*outbox.topics, *names, *self._expected()], *may))
             if self._moves is not None:
                 await self._moves.learn()
             with contextlib.suppress(ReplyError):  # for others to read
@@ -326,10 +331,14 @@ class Sink:
         if not await standing.acquire(claim, outbox, takeover=takeover, stopping=lambda: self._stopping):
             return False
         names, may = await self._moves.prepare() if self._moves is not None else ([], [])
-        await standing.begin(claim, outbox, names, may)
+        await standing.begin(claim, outbox, [*names, *self._expected()], may)
         if self._moves is not None:
             await self._moves.learn()
         return True
+
+    def _expected(self) -> list[str]:
+        """Give the topics that may have entries though nobody has listed them."""
+        return []
 
     # writing
 
