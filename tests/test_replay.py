@@ -449,3 +449,39 @@ def test_what_is_no_recording_is_told(tmp_path: Path) -> None:
 def test_topics_of_readable_lines_are_no_option() -> None:
     result = CliRunner().invoke(main, ["tail", "quotes.*", "--topics"])
     assert result.exit_code == 2 and "--json" in result.output
+
+
+def test_numbers_that_are_left_out_are_left_out_of_their_run_alone() -> None:
+    """Statuses that Redis caused have numbers of one run; the same numbers of another run are compared."""
+    from relay.cli._replay_compare import DiffTarget
+    from relay.replay import ReplayTopic
+
+    bodies = [
+        (f"{run}-{seq}", b'{"type":"status","ts_recv":%d,"run":%d,"seq":%d}' % (run * 10**6 + seq, run, seq))
+        for run in (1, 2)
+        for seq in (1, 2)
+    ]
+
+    class Published:
+        def wants(self, name: str, body: bytes) -> bool:
+            return True
+
+        def names(self) -> list[str]:
+            return ["status.t"]
+
+        def entries(self, name: str, start_ms: int, end_ms: int) -> list[tuple[str, bytes]]:
+            return [one for one in bodies if start_ms <= int(one[0].split("-")[0]) <= end_ms]
+
+        def first_kept(self, name: str) -> None:
+            return None
+
+        def close(self) -> None:
+            return None
+
+    target = DiffTarget(Published(), {1: True, 2: True})
+    topic = ReplayTopic("t", "status.t", "status", "")
+    target.set_aside(1, topic, 2, 2)
+    target.take([(topic, *one) for one in bodies if one[0] != "1-2"])
+    anyio.run(target.finish)
+    report = target.difference.plain()["totals"]
+    assert (report["same"], report["missing"], report["new"]) == (3, 0, 0)

@@ -32,9 +32,10 @@ _ACCOUNT_TYPES = frozenset(
 class _Kind(msgspec.Struct):
     type: str = ""
     channel: str | None = None
+    run: int = 0
 
 
-_kind_of = msgspec.json.Decoder(_Kind).decode
+_decode = msgspec.json.Decoder(_Kind).decode
 
 
 class Published(Protocol):
@@ -168,7 +169,7 @@ class DiffTarget:
         self._made: dict[str, list[Entry]] = defaultdict(list)
         self._waiting = 0  # of what was made
         self._from_ms: dict[str, int] = {}
-        self._aside: dict[str, set[int]] = defaultdict(set)
+        self._aside: dict[str, set[tuple[int, int]]] = defaultdict(set)
         self.start_ms, self.end_ms = 0, 1 << 62
 
     def _counts(self, name: str, body: bytes) -> bool:
@@ -182,9 +183,9 @@ class DiffTarget:
             return False
         return True
 
-    def set_aside(self, topic: ReplayTopic, first: int, last: int) -> None:
-        """Take note of numbers whose statuses had a cause that no replay knows."""
-        self._aside[topic.name].update(range(first, last + 1))
+    def set_aside(self, run: int, topic: ReplayTopic, first: int, last: int) -> None:
+        """Take note of numbers of a run whose statuses had a cause that no replay knows."""
+        self._aside[topic.name].update((run, number) for number in range(first, last + 1))
 
     def take(self, messages: list[Message]) -> None:
         for topic, entry_id, body in messages:
@@ -225,7 +226,9 @@ class DiffTarget:
         first = self._published.first_kept(name)
         aside = self._aside.get(name, ())
         published = [
-            entry for entry in self._published.entries(name, start_ms, end_ms) if _order(entry[0])[1] not in aside
+            (entry_id, body)
+            for entry_id, body in self._published.entries(name, start_ms, end_ms)
+            if not aside or (_kind(body).run, _order(entry_id)[1]) not in aside
         ]
         if first:
             kept = [entry for entry in made if _order(entry[0]) >= first]
@@ -235,11 +238,15 @@ class DiffTarget:
             self.difference.compare(name, made, published)
 
 
-def _is_of_accounts(body: bytes) -> bool:
+def _kind(body: bytes) -> _Kind:
     try:
-        kind = _kind_of(body)
-    except msgspec.MsgspecError:
-        return False
+        return _decode(body)
+    except msgspec.MsgspecError:  # written by somebody else
+        return _Kind()
+
+
+def _is_of_accounts(body: bytes) -> bool:
+    kind = _kind(body)
     return kind.type in _ACCOUNT_TYPES or kind.channel in ACCOUNT_CHANNELS
 
 

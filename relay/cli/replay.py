@@ -4,6 +4,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -198,7 +199,7 @@ class _Command:
             self._compared(target, player, max(from_ns, first_ns), min(to_ns or last_ns, last_ns))
 
         def make(header: Any) -> Replay:
-            aside = target.set_aside if given["diff"] else None
+            aside = partial(target.set_aside, header.run) if given["diff"] else None
             replay = Replay(header, PROVIDERS, player.put, self.tell, aside)
             self.replays.append(replay)
             return replay
