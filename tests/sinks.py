@@ -109,6 +109,11 @@ def bodies(client: "redis.Redis", name: str) -> list[int]:
     return [int(text) if text.isdigit() else -json.loads(text)["seq"] for text in texts]
 
 
+def epoch(client: "redis.Redis") -> int:
+    """The last one that was given."""
+    return int(client.get("relay:epoch"))
+
+
 def dose(count: int) -> int:
     """How often a fault test repeats: RELAY_TEST_DOSE multiplies it."""
     return max(1, int(count * float(os.environ.get("RELAY_TEST_DOSE", "1"))))

@@ -320,3 +320,29 @@ def test_cluster_loses_nothing_that_was_accepted(count: int, seed: int, tmp_path
                 relay.stop()
                 relay.ended()
             is_right(cluster_verdict(cluster), seed, log, *relays)
+
+
+@pytest.mark.parametrize("how", ["cut off", "asleep"])
+def test_writer_is_superseded_though_redis_has_lost_the_epoch(how: str, tmp_path: Path) -> None:
+    """It is away while Redis loses all, another node takes over and dies. Its turn is over all the same."""
+    with faulty(RATE) as provider, served() as (server, wire), contextlib.closing(Wire(server.port)) as other_wire:
+        nodes = [
+            Relay(tmp_path / name, one.url, provider.port, STANDBY) for name, one in (("a", wire), ("b", other_wire))
+        ]
+        with told([], *nodes):
+            grown(server)
+            with server.client() as client:
+                pid = int(client.hget("relay:active:t", "pid"))
+            writer, other = sorted(nodes, key=lambda node: node.process.process.pid != pid)
+            time.sleep(2)  # the other one may take over from here on
+            mend = writer.freeze() if how == "asleep" else (wire if writer is nodes[0] else other_wire).unplug()
+            server.flush()
+            grown(server, 4000)
+            other.kill()
+            mend()
+            grown(server, 4000)
+            writer.stop()
+            writer.ended()
+            verdict = check(streams(server.url, NAMES))
+            print(f"\n{how}: {verdict}")
+            assert verdict.right, str(verdict)

@@ -169,6 +169,9 @@ class Claim:
 
         `may`: relays whose topics may be taken.
         """
+        # where Redis has lost the counter, it goes on above all that it ever gave, not from 1: a writer that was away
+        # meanwhile must not find its own epoch at the topics
+        await self.link.call("SET", self.epoch_key, time.time_ns() // 1_000_000, "NX")
         epoch = int(await self.link.call("INCR", self.epoch_key))
         names = list(dict.fromkeys([*await self.ours(), *names]))
         epoch = await self._above(names, epoch)

@@ -70,9 +70,12 @@ class ClusterClaim(Claim):
 
     async def _above(self, names: Sequence[str], epoch: int) -> int:
         """See Claim: the counter's node may have come back without."""
-        replies = await self.link.calls([("HMGET", self.writer(name), "owner", "epoch") for name in names])
-        known = [reply for reply in replies if not isinstance(reply, ReplyError)]
-        return max([epoch, *(int(one or 0) + 1 for owner, one in known if owner == self.relay.encode())])
+        for start in range(0, len(names), FENCE_MAX):
+            part = names[start : start + FENCE_MAX]
+            for reply in await self.link.calls([("HMGET", self.writer(name), "owner", "epoch") for name in part]):
+                if not isinstance(reply, ReplyError) and reply[0] == self.relay.encode():
+                    epoch = max(epoch, int(reply[1] or 0) + 1)
+        return epoch
 
     async def begin(self, names: Sequence[str], *may: str) -> dict[str, str]:
         """See Claim. A topic whose node is away has entries, as far as we know, since it was first seen."""
