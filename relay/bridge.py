@@ -172,7 +172,7 @@ class Bridge:
             layout=Layout(config.shard) if config.shard is not None else None,
             lease_secs=config.standby.lease_secs,
             standing=self.standby.standing if self.standby is not None else None,
-            planned=[topic.name for topic in topics_of(config) if "{" not in topic.name],
+            planned=lambda: [topic.name for topic in topics_of(config) if "{" not in topic.name],
             now_ns=self.clock,
         )
         turns = Turns(self.outbox, self.vitals.answered)

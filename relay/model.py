@@ -288,3 +288,8 @@ CHANNEL_OF: dict[type[Header], Channel] = {
     Account: "account",
 }
 """The channel, and so the kind of topic, of each message but `status` and `reject`."""
+
+ACCOUNT_MESSAGES: tuple[type[Header], ...] = tuple(
+    cls for cls, channel in CHANNEL_OF.items() if channel in ACCOUNT_CHANNELS
+)
+"""The messages that tell of an account."""

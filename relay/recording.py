@@ -20,7 +20,7 @@ from relay.errors import SessionError
 from relay.feed import Feed, Lane
 from relay.intake import Intake, Source
 from relay.journal import Batch, Journal
-from relay.model import ACCOUNT_CHANNELS, CHANNEL_OF
+from relay.model import ACCOUNT_CHANNELS, ACCOUNT_MESSAGES
 from relay.providers.base import Frame, Output, Planned, Request, Send, Shared, Subscription
 from relay.records import Changed, Connection, Ended, Header, Lost, Other, ProviderHeader, Withheld, line
 from relay.redaction import MASK, Redactor
@@ -37,7 +37,7 @@ IDLE_SECS = 30.0
 """How long ticks that may have done nothing wait for company."""
 _TELLING: tuple[type[model.Header], ...] = (
     model.Reject,
-    *(cls for cls, channel in CHANNEL_OF.items() if channel in ACCOUNT_CHANNELS),
+    *ACCOUNT_MESSAGES,
 )
 _FRAMES = {Frame}
 _VERBS = {"replied": "reply", "closed": "closing"}

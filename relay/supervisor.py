@@ -115,13 +115,8 @@ class Supervisor:
                 brought.leave(stack, config, "http_url", self.http.url)
             self.server, self.redis_url = await brought.redis_of(stack, config)
             simulator = await brought.simulator_of(stack, config)
-            self._held = Held(
-                os.getpid(),
-                self.redis_url if self.server is not None else "",
-                {kind: (simulator.url(kind), simulator.rest_url(kind)) for kind in config.simulated_types}
-                if simulator
-                else {},
-            )
+            simulated = {} if simulator is None else simulator.addresses()
+            self._held = Held(os.getpid(), self.redis_url if self.server is not None else "", simulated)
             yield self
 
     async def serve(self) -> None:

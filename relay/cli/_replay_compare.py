@@ -11,7 +11,8 @@ from relay.cli._replay_redis import entries, listed
 from relay.codec import decode_line
 from relay.difference import Difference, Entry
 from relay.errors import RelayError
-from relay.model import ACCOUNT_CHANNELS, CHANNEL_OF
+from relay.model import ACCOUNT_CHANNELS, ACCOUNT_MESSAGES
+from relay.outbox import order
 from relay.player import Message
 from relay.replay import ReplayTopic
 
@@ -24,9 +25,7 @@ WAITING_MAX = 50_000
 """Made messages of all topics that wait to be compared."""
 
 
-_ACCOUNT_TYPES = frozenset(
-    str(cls.__struct_config__.tag) for cls, channel in CHANNEL_OF.items() if channel in ACCOUNT_CHANNELS
-)
+_ACCOUNT_TYPES = frozenset(str(cls.__struct_config__.tag) for cls in ACCOUNT_MESSAGES)
 
 
 class _Kind(msgspec.Struct):
@@ -83,7 +82,7 @@ class Streams:
         if not length or added is None or added <= length:
             return None
         ((entry_id, _),) = self._client.xrange(name, count=1)
-        return _order(entry_id.decode())
+        return order(entry_id.decode())
 
     def close(self) -> None:
         return
@@ -102,10 +101,12 @@ class Lines:
         """`path`: of a file; `-` for standard input."""
         self.wants: Callable[[str, bytes], bool] = lambda name, body: True
         self._name = path
+        self._topics: dict[str, None] = {}
         self._database: sqlite3.Connection | None = None
 
     def names(self) -> Iterable[str]:
-        return [name for (name,) in self._loaded().execute("SELECT DISTINCT topic FROM entry ORDER BY topic")]
+        self._loaded()
+        return self._topics
 
     def entries(self, name: str, start_ms: int, end_ms: int) -> Iterable[Entry]:
         query = "SELECT ms, seq, body FROM entry WHERE topic = ? AND ms BETWEEN ? AND ? ORDER BY ms, seq"
@@ -140,7 +141,7 @@ class Lines:
                 continue
             try:
                 line = decode_line(text)
-                ms, seq = _order(line.id)
+                ms, seq = order(line.id)
             except (msgspec.MsgspecError, ValueError):
                 raise RelayError(
                     f"{self._name}:{number}: not a line of `relay replay --stdout --topics` or of "
@@ -148,6 +149,7 @@ class Lines:
                 ) from None
             body = bytes(line.message)
             if self.wants(line.topic, body):
+                self._topics[line.topic] = None
                 yield line.topic, ms, seq, body
 
 
@@ -192,13 +194,13 @@ class DiffTarget:
             if (topic.kind in ACCOUNT_CHANNELS or topic.kind == "status") and not self._counts(topic.name, body):
                 continue
             made = self._made[topic.name]
-            if len(made) >= CHUNK and (ms := _ms(entry_id)) != _ms(made[-1][0]):
+            if len(made) >= CHUNK and (ms := order(entry_id)[0]) != order(made[-1][0])[0]:
                 self._compare(topic.name, ms - 1)
                 made = self._made[topic.name]
             made.append((entry_id, body))
             self._waiting += 1
         if self._waiting > WAITING_MAX:
-            self._compare_all(_ms(messages[-1][1]) - 1)
+            self._compare_all(order(messages[-1][1])[0] - 1)
 
     def flush(self) -> None:
         return
@@ -217,7 +219,7 @@ class DiffTarget:
     def _compare(self, name: str, end_ms: int, *, whole: bool = False) -> None:
         """Compare one topic until a millisecond; `whole`: with all that was made of it."""
         made, later = self._made[name], []
-        while made and not whole and _ms(made[-1][0]) > end_ms:
+        while made and not whole and order(made[-1][0])[0] > end_ms:
             later.append(made.pop())
         self._made[name] = later[::-1]
         self._waiting -= len(made)
@@ -228,10 +230,10 @@ class DiffTarget:
         published = [
             (entry_id, body)
             for entry_id, body in self._published.entries(name, start_ms, end_ms)
-            if not aside or (_kind(body).run, _order(entry_id)[1]) not in aside
+            if not aside or (_kind(body).run, order(entry_id)[1]) not in aside
         ]
         if first:
-            kept = [entry for entry in made if _order(entry[0]) >= first]
+            kept = [entry for entry in made if order(entry[0]) >= first]
             self.difference.topics[name].unknown += len(made) - len(kept)
             made = kept
         if made or published:
@@ -252,12 +254,3 @@ def _is_of_accounts(body: bytes) -> bool:
 
 def _field(info: Any, name: str) -> Any:
     return info.get(name, info.get(name.encode()))
-
-
-def _order(entry_id: str) -> tuple[int, int]:
-    ms, _, seq = entry_id.partition("-")
-    return int(ms), int(seq or 0)
-
-
-def _ms(entry_id: str) -> int:
-    return int(entry_id.partition("-")[0])

@@ -16,7 +16,6 @@ from relay.outbox import Topic
 from relay.sink.claim import FENCE_MAX, Claim, Note, fields, newest_of, note_of
 from relay.sink.lanes import Lanes
 from relay.sink.link import Link, LinkLost, ReplyError
-from relay.sink.moves import LayoutLike
 from relay.sink.reactions import Again
 from relay.sink.router import Router
 from relay.sink.sink import IDENTITY_SECS, Sink
@@ -162,7 +161,7 @@ class ClusterSink(Sink):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         length_max, retention_ms, publish = self._options
-        layout: LayoutLike | None = kwargs.get("layout")
+        layout = self._layout
         self._look_now = anyio.Event()
         self._tasks: Any = None
         self.lanes = Lanes(
@@ -238,7 +237,7 @@ class ClusterSink(Sink):
     def _expected(self) -> list[str]:
         """See Sink: the list of topics may be lost where the topics are not."""
         home = (lambda name: None) if self._layout is None else self._layout.home
-        return [name for name in self._planned if home(name) in (None, self._claim.relay)]
+        return [name for name in self._planned() if home(name) in (None, self._claim.relay)]
 
     async def _verify(self, topics: list[Topic]) -> None:
         self.lanes.doubt(topics)

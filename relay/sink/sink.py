@@ -7,7 +7,7 @@ arrived. Must never drop an entry, send one twice or stop for a topic that alone
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import anyio
@@ -66,7 +66,7 @@ class Sink:
         call_secs: float = CALL_SECS,
         lease_secs: float = LEASE_SECS,
         standing: Standing | None = None,
-        planned: Sequence[str] = (),
+        planned: Callable[[], Iterable[str]] = tuple,
         now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         """`standing`: wait for the lease as a standby does. `planned`: topics that the config names.

@@ -1,7 +1,7 @@
 """One segment of the spool: a file, and what is known of it without reading it again."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from zlib import crc32
 
@@ -63,11 +63,9 @@ class Segment:
         self.marks: dict[str, str] = {}
         self.bodies: dict[str, bytes] = {}
 
-    def note(self, about: About) -> None:
-        """Note what a topic is."""
-        self.about[about.name] = about
-        if about.after:
-            self.after[about.name] = about.after
+    def begins(self, abouts: Iterable[About]) -> None:
+        """Note behind what the runs of topics began."""
+        self.after |= {about.name: about.after for about in abouts if about.after}
 
     def write_index(self) -> None:
         """Write the index of a full segment. Raises: OSError."""
@@ -132,7 +130,7 @@ class Found:
             segment.size, segment.newest_ms = index.size, index.newest_ms
             segment.first, segment.last = index.first, index.last
             self.about |= {about.name: about for about in index.about}
-            segment.after = {about.name: about.after for about in index.about if about.after}
+            segment.begins(index.about)
             self.marks |= index.marks
             self.bodies |= {name: body.encode() for name, body in index.bodies.items()}
             self.last |= index.last
@@ -165,8 +163,7 @@ class Found:
                 about = _about(record.payload)
                 if about is not None:
                     self.about[about.name] = about
-                    if about.after:
-                        segment.after[about.name] = about.after
+                    segment.begins([about])
             elif record.kind == MARKS:
                 self.marks |= _marks(record.payload)
         self.last |= last

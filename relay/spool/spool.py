@@ -207,7 +207,8 @@ class Spool:
             return False
         for one in abouts:
             first[one.name] = begin
-            segment.note(one)
+            segment.about[one.name] = one
+        segment.begins(abouts)
         ends = list(accumulate(counts))
         newest = [bodies[end - 1] for end in ends]
         segment.last.update(zip(names, [ids[end - 1] for end in ends], strict=True))
