@@ -24,6 +24,12 @@ def timed() -> Iterator[None]:
     print(f"{time.monotonic() - begun:.1f} s")
 
 
+@pytest.fixture
+def quick_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sessions tick fifty times a second."""
+    monkeypatch.setattr("relay.feed.session.TICK_SECS", 0.02)
+
+
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     return "asyncio"

@@ -5,22 +5,15 @@ from contextlib import asynccontextmanager
 
 import anyio
 import anyio.lowlevel
-import pytest
 from websockets.asyncio.server import serve
 
 from relay import model
 from relay.clock import Clock
-from relay.feed import Feed, SharedLimits, session
+from relay.feed import Feed, SharedLimits
 from relay.providers.base import BaseProvider, Connect, Limits, Options, ProviderSpec, Request, Send, Shared
 from relay.retry import Policy
 
 KEY = "k3y-that-nobody-may-see"
-
-
-@pytest.fixture
-def quick_ticks(monkeypatch):
-    """Sessions tick fifty times a second."""
-    monkeypatch.setattr(session, "TICK_SECS", 0.02)
 
 
 def status(text):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,12 @@ def length(cluster: Cluster) -> int:
         return sum(int(node.call("XLEN", name)) for name, node in owners(cluster).items())
     except redis.RedisError:
         return -1
+
+
+def flows(cluster: Cluster) -> None:
+    """Wait until every topic's node is up and data goes to them."""
+    before = length(cluster)
+    cluster.until(lambda: length(cluster) > before + 500, 60)
 
 
 def verdict_of(cluster: Cluster) -> Verdict:
@@ -82,12 +89,12 @@ def _moves_and_kills(tmp_path: Path, moves: int, kills: int, number: int) -> Non
         with provider() as port:
             with Process(tmp_path, "run", "-c", write(tmp_path, cluster.url, port)) as process:
 
-                def flows() -> None:
+                def written() -> None:
                     before = length(cluster)
                     process.until(lambda: length(cluster) > before + 500, 60)
 
-                flows()
-                trouble(cluster, moves, kills, flows, seed=number)
+                written()
+                trouble(cluster, moves, kills, written, seed=number)
                 stop(process)
         verdict = verdict_of(cluster)
         print(f"\ncluster {number}, {moves} slot moves and {kills} kills of primaries: {verdict}")
@@ -104,12 +111,12 @@ def test_primaries_that_hang_and_come_back_lose_nothing(tmp_path: Path) -> None:
         with provider() as port:
             with Process(tmp_path, "run", "-c", write(tmp_path, cluster.url, port)) as process:
 
-                def flows() -> None:
+                def written() -> None:
                     before = length(cluster)
                     process.until(lambda: length(cluster) > before + 500, 60)
 
-                flows()
-                trouble(cluster, hangs, hangs, flows, cluster.hang)
+                written()
+                trouble(cluster, hangs, hangs, written, cluster.hang)
                 stop(process)
         verdict = verdict_of(cluster)
         print(f"\ncluster, {hangs} primaries stopped and continued: {verdict}")
@@ -125,14 +132,9 @@ def test_the_control_fails(tmp_path: Path) -> None:
         with provider() as port:
             process = subprocess.Popen([sys.executable, script, str(port), cluster.url], start_new_session=True)
             try:
-
-                def flows() -> None:
-                    before = length(cluster)
-                    cluster.until(lambda: length(cluster) > before + 500, 60)
-
-                flows()
+                flows(cluster)
                 for _ in range(4):  # a replica that has heard everything is luck
-                    trouble(cluster, dose(20), dose(5), flows)
+                    trouble(cluster, dose(20), dose(5), partial(flows, cluster))
                     verdict = verdict_of(cluster)
                     if verdict.lost or verdict.twice or verdict.disorder:
                         break

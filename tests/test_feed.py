@@ -5,13 +5,12 @@ import asyncio
 import anyio
 import anyio.lowlevel
 import pytest
-from feeds import Echo, Probe, gather, http, http_server, make_feed, quick_ticks, running, server, silent
+from feeds import Echo, Probe, gather, http, http_server, make_feed, running, server, silent
 
 from relay import model
 from relay.feed import BATCH_FRAMES, SharedLimits, connection
 from relay.providers.base import Limits, Send, Subscription
 
-__all__ = ["quick_ticks"]
 pytestmark = pytest.mark.usefixtures("quick_ticks")
 
 # -- frames --------------------------------------------------------------------------------------------------------

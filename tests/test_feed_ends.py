@@ -5,7 +5,7 @@ import contextlib
 import anyio
 import anyio.lowlevel
 import pytest
-from feeds import KEY, Echo, Probe, make_feed, quick_ticks, running, server, silent
+from feeds import KEY, Echo, Probe, make_feed, running, server, silent
 from websockets.exceptions import ConnectionClosed
 
 from relay import model
@@ -14,7 +14,6 @@ from relay.feed import SharedLimits, session
 from relay.providers.base import Limits, Subscription
 from relay.retry import Decision, Policy
 
-__all__ = ["quick_ticks"]
 pytestmark = pytest.mark.usefixtures("quick_ticks")
 
 # -- ends ----------------------------------------------------------------------------------------------------------

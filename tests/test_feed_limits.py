@@ -3,13 +3,12 @@
 import anyio
 import anyio.lowlevel
 import pytest
-from feeds import KEY, Echo, Probe, http, http_server, make_feed, quick_ticks, running, server, silent
+from feeds import KEY, Echo, Probe, http, http_server, make_feed, running, server, silent
 
 from relay.feed import SharedLimits
 from relay.feed.limits import Window
 from relay.providers.base import Limits, Reply, Request
 
-__all__ = ["quick_ticks"]
 pytestmark = pytest.mark.usefixtures("quick_ticks")
 
 # -- limits --------------------------------------------------------------------------------------------------------

@@ -11,11 +11,10 @@ from email.utils import format_datetime
 import anyio
 import anyio.lowlevel
 import pytest
-from feeds import KEY, Echo, Probe, http_server, make_feed, quick_ticks, running, server, silent
+from feeds import KEY, Echo, Probe, http_server, make_feed, running, server, silent
 
 from relay.providers.base import Send
 
-__all__ = ["quick_ticks"]
 pytestmark = pytest.mark.usefixtures("quick_ticks")
 
 LATER = format_datetime(datetime.fromtimestamp(2_000_000_000, UTC), usegmt=True)

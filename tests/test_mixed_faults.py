@@ -23,7 +23,7 @@ from clusters import Cluster
 from relays import ROOT, Process
 from servers import RedisServer
 from sinks import dose
-from test_cluster_faults import length as cluster_length
+from test_cluster_faults import flows
 from test_cluster_faults import verdict_of as cluster_verdict
 from test_faults import NAMES, Provider, Switch, faulty, length, write
 
@@ -231,11 +231,7 @@ def seeds(count: int = 2) -> list[int]:
 @pytest.mark.parametrize("seed", seeds())
 def test_one_relay_loses_nothing_that_it_accepted(seed: int, tmp_path: Path) -> None:
     chance, log = random.Random(seed), []
-    with (
-        faulty(RATE) as provider,
-        contextlib.closing(Server()) as server,
-        contextlib.closing(Wire(server.port)) as wire,
-    ):
+    with faulty(RATE) as provider, served() as (server, wire):
         relay = Relay(tmp_path, wire.url, provider.port)
         with told(log, relay):
             grown(server)
@@ -277,11 +273,7 @@ STANDBY = "standby: {{enabled: true, lease_secs: 0.6, ring_secs: 10}}"
 def test_two_nodes_hand_over_without_a_hole_or_a_repeat(seed: int, tmp_path: Path) -> None:
     """Both nodes break too, at times together. What no node has heard is said; the rest is stored once."""
     chance, log = random.Random(seed), []
-    with (
-        faulty(RATE) as provider,
-        contextlib.closing(Server()) as server,
-        contextlib.closing(Wire(server.port)) as wire,
-    ):
+    with faulty(RATE) as provider, served() as (server, wire):
         nodes = [Relay(tmp_path / name, wire.url, provider.port, STANDBY) for name in ("a", "b")]
         with told(log, *nodes):
             grown(server)
@@ -304,18 +296,13 @@ def test_cluster_loses_nothing_that_was_accepted(count: int, seed: int, tmp_path
     with faulty(2000) as provider, contextlib.closing(Cluster()) as cluster:
         extra = STANDBY if count == 2 else ""
         relays = [Relay(tmp_path / str(number), cluster.url, provider.port, extra) for number in range(count)]
-
-        def flows() -> None:
-            before = cluster_length(cluster)
-            cluster.until(lambda: cluster_length(cluster) > before + 500, 60)
-
         with told(log, *relays):
-            flows()
+            flows(cluster)
             parts = {f"relay {relay.folder.name}": relay.faults() for relay in relays}
             parts |= {"cluster": shaken(cluster, chance), "provider": bent(provider, chance)}
             log += broken(parts, chance)
-            flows()
-            flows()
+            flows(cluster)
+            flows(cluster)
             for relay in relays:
                 relay.stop()
                 relay.ended()

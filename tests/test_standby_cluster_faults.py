@@ -9,29 +9,18 @@ from pathlib import Path
 
 import pytest
 from clusters import Cluster
-from pairs import Node, pair
+from pairs import pair
 from sinks import dose
-from test_cluster_faults import length, verdict_of
-from test_faults import NAMES, PRODUCT_NAMES, provider
-from test_standby_faults import writer_of
+from test_cluster_faults import flows, verdict_of
+from test_faults import NAMES, provider
+from test_standby_faults import LEASE, TRADES, writer_of
 
 from relay.sink.slots import SLOTS, slot_of
 
 pytestmark = pytest.mark.fault
 
-TRADES = f"trades: [{', '.join(PRODUCT_NAMES)}]"
-LEASE = 0.6
 ALONE = next(name for name in NAMES if slot_of(name) < SLOTS // 4)
 """A topic on the one node of four that holds none of the relay's own keys: a takeover needs nothing of it."""
-
-
-def flows(cluster: Cluster, nodes: tuple[Node, Node]) -> None:
-    """Wait until every topic's node is up and data goes to them."""
-    before = length(cluster)
-    end = time.monotonic() + 60
-    while not length(cluster) > before + 500:
-        assert time.monotonic() < end, "nothing is written: " + nodes[0].text[-2000:] + nodes[1].text[-2000:]
-        time.sleep(0.05)
 
 
 def test_nodes_and_the_writer_go_together(tmp_path: Path) -> None:
@@ -44,7 +33,7 @@ def test_nodes_and_the_writer_go_together(tmp_path: Path) -> None:
         with provider(2000) as port, pair(tmp_path, cluster, port, TRADES, lease=LEASE, ring=20) as nodes:
             for number in range(rounds):
                 writer = writer_of(nodes)
-                flows(cluster, nodes)
+                flows(cluster)
                 time.sleep(random.random() * LEASE)
                 home = cluster.owner(slot_of("relay:lease:t"))
                 match number % 4:
@@ -60,7 +49,7 @@ def test_nodes_and_the_writer_go_together(tmp_path: Path) -> None:
                         writer.kill()
                         cluster.kill(cluster.owner(slot_of(ALONE)))
                         writer.start()
-                flows(cluster, nodes)
+                flows(cluster)
                 cluster.until(cluster.whole, 60)
             writer = writer_of(nodes)
             nodes[writer is nodes[0]].stop()
